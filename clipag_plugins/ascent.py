@@ -1,0 +1,85 @@
+"""The one loop: change what renders an image until the guide likes the image."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .canvas import Canvas
+from .guide import Guide
+
+Callback = Callable[[int, Tensor, Tensor], bool | None]
+
+
+@dataclass
+class Ascent:
+    """What an ascent reached.
+
+    Attributes:
+        images: the best iterate of each image, (B, 3, H, W) in [0, 1].
+        losses: the guide's loss of each best iterate, (B,).
+        steps: steps that were taken.
+        interrupted: Ctrl-C ended it early.
+    """
+
+    images: Tensor
+    losses: Tensor
+    steps: int
+    interrupted: bool = False
+
+
+def ascend(
+    canvas: Canvas,
+    guide: Guide,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> Ascent:
+    """Raise the guide's similarity of what the canvas renders, keeping the best iterate.
+
+    Args:
+        canvas: what is changed.
+        guide: what judges it.
+        steps: number of updates.
+        optimizer: by default the canvas' own.
+        callback: called as `callback(step, images, losses)` before each update, with the
+            images (B, 3, H, W) it starts from; a true return value ends the ascent.
+        progress: show a progress bar.
+
+    Returns:
+        The best iterate of each image. Ctrl-C ends the loop and keeps the best so far.
+
+    Raises:
+        ValueError: `steps` is less than 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, but an ascent takes at least 1.")
+    optimizer = optimizer or canvas.optimizer()
+    with torch.no_grad():
+        best = canvas.render().clamp(0, 1).clone()
+    result = Ascent(best, torch.full((len(best),), float("inf"), device=best.device), 0)
+    bar = tqdm(range(steps), unit="step", disable=not progress)
+    try:
+        for step in bar:
+            images = canvas.render()
+            losses = guide.loss(images)
+            optimizer.zero_grad()
+            losses.sum().backward()
+            shown, reached = images.detach().clamp(0, 1), losses.detach()
+            better = reached < result.losses
+            result.images[better] = shown[better]
+            result.losses[better] = reached[better]
+            if callback is not None and callback(step, shown, reached):
+                break
+            optimizer.step()
+            canvas.constrain()
+            result.steps = step + 1
+            bar.set_postfix(similarity=f"{-reached.mean().item():.3f}")
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        bar.close()
+    return result

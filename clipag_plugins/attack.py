@@ -1,0 +1,61 @@
+"""Adversarial attacks: a threat model as an object, and one loop that knows no norm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """An L2 ball around each image, and how to search it (PGD, Madry et al. 2018).
+
+    Args:
+        eps: radius, for images in [0, 1].
+        steps: gradient steps.
+        step_size: L2 length of one step.
+    """
+
+    eps: float
+    steps: int
+    step_size: float
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images (B, 3, H, W) moved by a random perturbation of half the radius."""
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        return self.project(images + unit_l2(noise) * (0.5 * self.eps), images)
+
+    def step(self, images: Tensor, gradient: Tensor) -> Tensor:
+        """Return images moved one step along the gradient's direction."""
+        return images + self.step_size * unit_l2(gradient)
+
+    def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """Return `perturbed` brought back into the ball around `images` and into [0, 1]."""
+        delta = perturbed - images
+        length = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        return (images + delta * (self.eps / length).clamp_max(1)).clamp(0, 1)
+
+
+def unit_l2(x: Tensor) -> Tensor:
+    """Scale every image of (B, 3, H, W) to L2 length 1."""
+    return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+
+
+def pgd(
+    images: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    threat_model: ThreatModel,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
+
+    `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
+    """
+    perturbed = threat_model.random_start(images, generator)
+    for _ in range(threat_model.steps):
+        perturbed.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
+        with torch.no_grad():
+            perturbed = threat_model.project(threat_model.step(perturbed, gradient), images)
+    return perturbed.detach()

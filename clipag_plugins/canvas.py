@@ -1,0 +1,115 @@
+"""Canvases: whatever renders an image from parameters. They know nothing of CLIP."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Canvas(nn.Module, ABC):
+    """Renders a batch of images from its parameters.
+
+    A subclass holds `nn.Parameter`s and defines `render`; everything else is optional.
+    """
+
+    @abstractmethod
+    def render(self) -> Tensor:
+        """Return images (B, 3, H, W), RGB, in [0, 1], differentiable in the parameters."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser that suits the parameters."""
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the parameters back to where they make sense; called after every step."""
+
+
+class NormalizedGradient(torch.optim.Optimizer):
+    """Steps of fixed L2 length along each image's own gradient direction.
+
+    The length of a gradient says how steep the similarity is, not how far to go; with
+    robust towers, steps along its direction alone give the cleanest shapes (Santurkar et
+    al., "Image Synthesis with a Single (Robust) Classifier", 2019).
+
+    Args:
+        params: tensors whose first dimension runs over images.
+        step_size: L2 length of a step of one image, for values in [0, 1].
+        momentum: share of the previous direction that is kept.
+    """
+
+    def __init__(self, params: list[nn.Parameter], step_size: float, momentum: float = 0.0):
+        super().__init__(params, {"lr": step_size, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter one step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                gradient = parameter.grad.flatten(1)
+                length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+                direction = (gradient / length).view_as(parameter)
+                if group["momentum"]:
+                    state = self.state[parameter]
+                    if "direction" in state:
+                        direction = direction + group["momentum"] * state["direction"]
+                    state["direction"] = direction
+                parameter.sub_(group["lr"] * direction)
+
+
+class PixelCanvas(Canvas):
+    """The pixels themselves.
+
+    Args:
+        start: (B, 3, H, W) in [0, 1].
+        step_size: length of a step as a root mean square over pixels, for values in [0, 1].
+        momentum: share of the previous step's direction that is kept.
+    """
+
+    def __init__(self, start: Tensor, step_size: float = 0.01, momentum: float = 0.0):
+        super().__init__()
+        self.pixels = nn.Parameter(start.detach().clone())
+        self.step_size = step_size
+        self.momentum = momentum
+
+    def render(self) -> Tensor:
+        """Return the pixels, (B, 3, H, W)."""
+        return self.pixels
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return steps along the normalised gradient."""
+        length = self.step_size * self.pixels[0].numel() ** 0.5
+        return NormalizedGradient([self.pixels], length, self.momentum)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Clamp to [0, 1]."""
+        self.pixels.clamp_(0, 1)
+
+
+class ThresholdedCanvas(PixelCanvas):
+    """Pixels under AdamW with a dynamic threshold: the settings of CLIPAG's notebook.
+
+    Every image is scaled so that the 0.95 quantile of |2x − 1| is at most 1 (dynamic
+    thresholding, Saharia et al. 2022), and gradients are clipped to norm 0.001.
+    """
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the notebook's AdamW."""
+        optimizer = torch.optim.AdamW([self.pixels], lr=0.0175)
+
+        def clip(*_: object) -> None:
+            nn.utils.clip_grad_norm_([self.pixels], 0.001)
+
+        optimizer.register_step_pre_hook(clip)
+        return optimizer
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Apply the dynamic threshold."""
+        signed = 2 * self.pixels - 1
+        limit = torch.quantile(signed.abs().flatten(1), 0.95, dim=1).clamp_min(1)
+        limit = limit.view(-1, 1, 1, 1)
+        self.pixels.copy_((signed.clamp(-limit, limit) / limit + 1) / 2)

@@ -1,0 +1,34 @@
+"""Write files so that nothing that existed is lost or half-written."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; rename it to `target` on success.
+
+    The block may write a file or make a folder at the path it is given. When it raises,
+    the temporary is removed and whatever stood at `target` is untouched.
+
+    Raises:
+        OSError: the folder of `target` is missing or not writable.
+    """
+    target = Path(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # The file keeps its name inside the temporary folder: writers read the format off it.
+    temporary = folder / target.name
+    try:
+        yield temporary
+        if temporary.is_file():
+            # Some writers make private files; this one should be as open as any other.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""Starting images: a mixture of Gaussians over 16 × 16 pictures (CLIPAG supplement, 1.3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import ClipagError
+
+SIDE = 16
+EMBEDDED = Path(__file__).parent / "weights" / "gmm.safetensors"
+VARIANCE = 1e-4  # added to every pixel's variance, as in the paper
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    """One Gaussian a class, with covariance factors·factorsᵀ + 1e-4·I.
+
+    Attributes:
+        means: (K, 768).
+        factors: (K, 768, R); R is the rank that is kept of each class' covariance.
+    """
+
+    means: Tensor
+    factors: Tensor
+
+    def sample(self, per_class: int, generator: torch.Generator) -> Tensor:
+        """Draw images (K · per_class, 3, 16, 16) in [0, 1]."""
+        classes, pixels, rank = self.factors.shape
+        along = torch.randn(classes, rank, per_class, generator=generator)
+        grain = torch.randn(classes, per_class, pixels, generator=generator) * VARIANCE**0.5
+        drawn = self.means[:, None] + (self.factors @ along).transpose(1, 2) + grain
+        return drawn.reshape(-1, 3, SIDE, SIDE).clamp(0, 1)
+
+
+def load(path: Path = EMBEDDED) -> GaussianMixture:
+    """Load a mixture that `clipag_plugins.finetune.gmm` fitted; by default the embedded one."""
+    try:
+        state = load_file(path)
+        return GaussianMixture(state["means"].float(), state["factors"].float())
+    except (SafetensorError, KeyError, OSError) as error:
+        raise ClipagError(f"{path} is not a mixture made by clipag_plugins.finetune.gmm.") from error
+
+
+def enlarge(images: Tensor, size: int) -> Tensor:
+    """Resample (N, 3, 16, 16) up to (N, 3, size, size) in [0, 1]."""
+    return F.interpolate(images, size=(size, size), mode="bicubic").clamp(0, 1)

@@ -1,0 +1,85 @@
+"""The guide: the only place that knows about CLIP."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import ClipagError
+from .model import ClipagModel, normalize
+from .tokenizer import tokenize
+from .views import one_view
+
+MakeViews = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an image should move in CLIP's space: a unit embedding (D,) and its weight."""
+
+    embedding: Tensor
+    weight: float = 1.0
+
+
+class Guide:
+    """Turns images into a loss: how far their views are from the targets.
+
+    Args:
+        model: the CLIP that guides; frozen.
+        targets: what each image should become: one list of targets an image.
+        views: maps images (B, 3, H, W) and a side to views (B, V, 3, side, side) and
+            weights (V,); by default the image itself, without augmentation.
+    """
+
+    def __init__(
+        self,
+        model: ClipagModel,
+        targets: Sequence[Sequence[Target]],
+        views: MakeViews = one_view,
+    ):
+        self.model = model
+        self.views = views
+        # One matrix a batch: constant during the ascent, so it is made only once.
+        self._goals = torch.stack(
+            [sum(t.weight * t.embedding for t in image_targets) for image_targets in targets]  # type: ignore[misc]
+        ).detach()
+
+    def loss(self, images: Tensor) -> Tensor:
+        """Return the loss (B,) of images (B, 3, H, W) in [0, 1].
+
+        It is Σ_v w_v · (−Σ_t w_t · cos(view v, target t)): the cosine loss of CLIPAG's
+        sampler (supplement, section 1.3), averaged over views.
+        """
+        views, weights = self.views(images, self.model.visual.native_size)
+        z = F.normalize(self.model.encode_image(normalize(views.flatten(0, 1))), dim=-1)
+        z = z.unflatten(0, views.shape[:2])
+        return -torch.einsum("bvd,bd,v->b", z, self._goals, weights)
+
+
+@torch.no_grad()
+def text_target(model: ClipagModel, text: str, weight: float = 1.0, truncate: bool = False) -> Target:
+    """Encode a prompt as a target.
+
+    Raises:
+        ClipagError: the prompt is empty, or over 77 tokens and `truncate` is false.
+    """
+    if not text.strip():
+        raise ClipagError(f"The prompt {text!r} is empty: say what to draw.")
+    try:
+        tokens = tokenize(text, truncate=truncate)
+    except RuntimeError as error:
+        raise ClipagError(
+            f"The prompt {text[:40]!r}… has more than {model.context_length} tokens: "
+            "shorten it, or cut it with --truncate."
+        ) from error
+    z = model.encode_text(tokens.to(model.device))[0]
+    return Target(F.normalize(z, dim=-1), weight)
+
+
+@torch.no_grad()
+def image_target(model: ClipagModel, image: Tensor, weight: float = 1.0) -> Target:
+    """Encode an image (3, H, W) in [0, 1] as a target."""
+    z = model.encode_image(normalize(image[None]))[0]
+    return Target(F.normalize(z, dim=-1), weight)

@@ -1,0 +1,108 @@
+"""The towers of the embedded models, `clip-mini` and `clipag-mini`.
+
+CLIP-shaped but small: CLIP's own BPE tokens and 77 positions on the text side, and a
+convolutional image tower that works at 64 × 64 inside. It has no batch normalisation, so
+that one picture's gradient never depends on the others in its batch, and smooth
+activations, so that the gradient is smooth too (Xie et al., "Smooth Adversarial
+Training", 2020).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+class Block(nn.Module):
+    """Pre-activation residual block of two 3 × 3 convolutions, starting as the identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv1.weight)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+
+
+class MiniImageTower(nn.Module):
+    """Convolutional image tower.
+
+    Maps (B, 3, S, S), normalised with CLIP's mean and std, to (B, embed_dim). S is 64 by
+    design; any multiple of 16 works, since the last stage is averaged over space.
+    """
+
+    def __init__(self, embed_dim: int, widths: tuple[int, ...], depths: tuple[int, ...]):
+        super().__init__()
+        # Kernels twice their stride: every pixel is covered equally often, so the gradient
+        # with respect to the image has no grid in it.
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 8, stride=4, padding=2)]
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            if stage > 0:
+                layers.append(nn.Conv2d(widths[stage - 1], width, 4, stride=2, padding=1))
+            layers.append(nn.GroupNorm(8, width))
+            layers += [Block(width) for _ in range(depth)]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return image embeddings (B, embed_dim), not normalised."""
+        return self.head(F.silu(self.layers(x)).mean(dim=(2, 3)))
+
+
+class MiniTextTower(nn.Module):
+    """Transformer over CLIP's BPE tokens: (B, ≤ 77) int64 → (B, embed_dim).
+
+    Sees the whole text at once and averages over its tokens, as the sentence encoder does
+    that it is distilled from. Positions are sinusoidal: every one of the 77 works although
+    few training texts are that long.
+    """
+
+    def __init__(
+        self, embed_dim: int, width: int, heads: int, layers: int, context_length: int, vocab: int
+    ):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab, width)
+        nn.init.normal_(self.token_embedding.weight, std=0.3)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.ln_final = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim)
+        angle = torch.arange(context_length)[:, None] * torch.exp(
+            torch.arange(0, width, 2) * (-math.log(10_000.0) / width)
+        )
+        positions = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1) * 0.3
+        self.register_buffer("positions", positions, persistent=False)
+        self.positions: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return text embeddings (B, embed_dim), not normalised."""
+        last = tokens.argmax(dim=1)  # the end-of-text token has the highest number
+        tokens = tokens[:, : int(last.max()) + 1]
+        padding = torch.arange(tokens.shape[1], device=tokens.device) > last[:, None]
+        x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
+        x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))
+        kept = (~padding)[:, :, None].to(x.dtype)
+        return self.projection((x * kept).sum(1) / kept.sum(1))
+
+
+def build_towers(config: dict[str, Any]) -> tuple[MiniImageTower, MiniTextTower]:
+    """Build both towers, untrained, from the `model_cfg` of an embedded model's config."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    image_tower = MiniImageTower(
+        config["embed_dim"], tuple(vision["widths"]), tuple(vision["depths"])
+    )
+    text_tower = MiniTextTower(
+        config["embed_dim"],
+        text["width"],
+        text["heads"],
+        text["layers"],
+        text["context_length"],
+        text["vocab_size"],
+    )
+    return image_tower, text_tower

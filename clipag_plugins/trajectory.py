@@ -1,0 +1,50 @@
+"""The trajectory of an ascent: start, middle, end, and an animated preview."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from .files import write_beside
+from .sampler import to_pil
+
+FRAMES = 40
+MILLISECONDS = 80
+
+
+class Trajectory:
+    """A callback for the ascent that keeps some forty frames of every image.
+
+    Args:
+        steps: length of the ascent.
+    """
+
+    def __init__(self, steps: int):
+        self.every = max(1, steps // FRAMES)
+        self.frames: list[list[Image.Image]] = []
+
+    def __call__(self, step: int, images: Tensor, losses: Tensor) -> None:
+        """Keep the images (B, 3, H, W) of this step if it is one to keep."""
+        if step % self.every == 0:
+            self.frames.append([to_pil(image) for image in images])
+
+    def save(self, folder: Path, images: Tensor, names: Sequence[Path]) -> list[Path]:
+        """Write {name}-start, -middle, -end .png and .gif to `folder`, and return their paths."""
+        folder.mkdir(exist_ok=True)
+        written = []
+        for number, (image, name) in enumerate(zip(images, names, strict=True)):
+            frames = [batch[number] for batch in self.frames] + [to_pil(image)]
+            stills = {"start": frames[0], "middle": frames[len(frames) // 2], "end": frames[-1]}
+            for moment, picture in stills.items():
+                path = folder / f"{name.stem}-{moment}.png"
+                with write_beside(path) as temporary:
+                    picture.save(temporary)
+                written.append(path)
+            path = folder / f"{name.stem}.gif"
+            with write_beside(path) as temporary:
+                frames[0].save(
+                    temporary, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0
+                )
+            written.append(path)
+        return written

@@ -1,0 +1,117 @@
+"""Views: the random copies of an image that a guide looks at.
+
+A picture that only one exact framing makes similar to the text is an adversarial example;
+one that stays similar under crops, shifts and other light is a picture. The transforms are
+kornia's, in the arrangement of CLIPAG's notebook: global views of the whole image, and
+patch views of random crops, which bring out detail.
+"""
+
+from dataclasses import dataclass
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Views:
+    """How many views to take of each image, and of which kind.
+
+    Args:
+        global_views: copies of the whole image, shifted, rescaled and recoloured.
+        patch_views: random square crops.
+        patch: side of a crop, as a share of the image's side.
+        patch_weight: weight of a patch view's loss; a global view's is 1.
+        noise: standard deviation of Gaussian noise on every view.
+        translate: largest shift, as a share of the side (DiffAugment: 0.125).
+        scale: range of the rescaling (DiffAugment: 0.8 to 1.2).
+        brightness, contrast, saturation: strength of the recolouring.
+        cutout: side of the square that is blanked out, as a share of the side; 0 for none.
+    """
+
+    global_views: int = 32
+    patch_views: int = 32
+    patch: float = 128 / 224
+    patch_weight: float = 5.0
+    noise: float = 0.01
+    translate: float = 0.125
+    scale: tuple[float, float] = (0.8, 1.2)
+    brightness: float = 0.5
+    contrast: float = 0.5
+    saturation: float = 1.0
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        jitter = K.ColorJiggle(
+            (max(0.0, 1 - self.brightness), 1 + self.brightness),
+            (max(0.0, 1 - self.contrast), 1 + self.contrast),
+            (max(0.0, 1 - self.saturation), 1 + self.saturation),
+            p=1.0 if self.brightness or self.contrast or self.saturation else 0.0,
+        )
+        pose = K.RandomAffine(
+            0.0, (self.translate, self.translate), self.scale, padding_mode="border", p=1.0
+        )
+        area = self.cutout**2
+        cut = K.RandomErasing((area, area), (1.0, 1.0), 0.5, p=1.0 if area else 0.0)
+        object.__setattr__(self, "_whole", nn.Sequential(jitter, pose, cut))
+        object.__setattr__(self, "_part", nn.Sequential(jitter, cut))
+
+    def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return every view of every image, and each view's weight.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            size: side of the views, the image tower's own.
+
+        Returns:
+            Views (B, V, 3, size, size), and weights (V,) that sum to 1. Random numbers are
+            torch's global ones and the same for every image of the batch, so a picture does
+            not depend on its neighbours.
+        """
+        state = torch.get_rng_state()
+        batch = []
+        for image in images:
+            torch.set_rng_state(state)
+            batch.append(self._of(image[None], size))
+        weights = images.new_ones(self.global_views + self.patch_views)
+        weights[self.global_views :] = self.patch_weight
+        return torch.stack(batch), weights / weights.sum()
+
+    def _of(self, image: Tensor, size: int) -> Tensor:
+        views = []
+        if self.global_views:
+            whole = shrink(image, size).expand(self.global_views, -1, -1, -1)
+            views.append(self._whole(whole))  # type: ignore[attr-defined]
+        if self.patch_views:
+            # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
+            # no filter, and the full image is filtered once instead of once a view.
+            source = shrink(image, round(size / self.patch))
+            views.append(self._part(self._crops(source, size)))  # type: ignore[attr-defined]
+        result = torch.cat(views)
+        if self.noise:
+            result = result + self.noise * torch.randn(result.shape, dtype=result.dtype).to(result)
+        return result
+
+    def _crops(self, image: Tensor, size: int) -> Tensor:
+        """Cut random squares out of one image by sampling a grid: any number at once."""
+        n = self.patch_views
+        pose = torch.zeros(n, 2, 3)
+        pose[:, 0, 0] = pose[:, 1, 1] = self.patch
+        pose[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * (1 - self.patch)
+        grid = F.affine_grid(pose.to(image), [n, 3, size, size], align_corners=False)
+        return F.grid_sample(
+            image.expand(n, -1, -1, -1), grid, padding_mode="border", align_corners=False
+        )
+
+
+def one_view(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the image itself as its only view: guidance without augmentation."""
+    return shrink(images, size)[:, None], images.new_ones(1)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Resample (B, 3, H, W) down to (B, 3, size, size), unless a side is shorter already."""
+    if min(images.shape[-2:]) < size or images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,50 @@
+"""Put trained towers into the package, beside their checksums.
+
+    python -m clipag_plugins.finetune.export --work build/weights --out clipag_plugins/weights
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from clipag_plugins.files import write_beside
+
+from .recipe import MINI
+
+IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
+
+
+def export(work: Path, out: Path) -> None:
+    """Write both image towers, the text tower they share, the mixture and config.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {"model_cfg": MINI, "models": {}}
+    config["text"] = _write(work / "text.safetensors", out / "text-mini.safetensors")
+    for name, kind in IMAGE_TOWERS.items():
+        with safe_open(work / f"{kind}.safetensors", "pt") as file:
+            scale = float(file.metadata()["logit_scale"])
+        image = _write(work / f"{kind}.safetensors", out / f"{name}.safetensors")
+        config["models"][name] = {"image": image, "logit_scale": scale}
+    _write(work / "gmm.safetensors", out / "gmm.safetensors")
+    with write_beside(out / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def _write(source: Path, target: Path) -> dict[str, str]:
+    with write_beside(target) as temporary:
+        save_file({k: v.half().contiguous() for k, v in load_file(source).items()}, temporary)
+    return {"name": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--out", type=Path, default=Path("clipag_plugins/weights"))
+    arguments = parser.parse_args()
+    export(arguments.work, arguments.out)
