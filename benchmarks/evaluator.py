@@ -16,14 +16,14 @@ from pathlib import Path
 
 import timm
 import torch
+from clipag_plugins.finetune import checkpoint, corpus
+from clipag_plugins.finetune.image import Pictures
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.files import write_beside
-from clipag_plugins.finetune import checkpoint, corpus
-from clipag_plugins.finetune.image import Pictures
 
 WEIGHTS = Path(__file__).parent / "evaluator.safetensors"
 SIDE = 96
@@ -40,7 +40,7 @@ class Evaluator(nn.Module):
         self.captions = captions
         self.features = timm.create_model("tf_efficientnet_lite0", num_classes=0)
         self.project = nn.Linear(1280, 256)
-        self.names = nn.Parameter(torch.randn(len(captions), 256))
+        self.names = nn.Parameter(torch.randn(len(captions), 256) * 0.05)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the cosine similarity of each image to each caption."""
@@ -81,7 +81,7 @@ def train(work: Path, seed: int) -> None:
     number = {caption: i for i, caption in enumerate(captions)}
     label = torch.tensor([number[row.caption] for row in rows])
     held_out = [
-        row.split == "test" or (row.split == "unseen" and zlib.crc32(row.name.encode()) % 10 == 0)
+        row.split == "test" or (row.split == "unseen" and zlib.crc32(f"{row.source}/{row.name}".encode()) % 10 == 0)
         for row in rows
     ]
     learned = torch.tensor([i for i, out in enumerate(held_out) if not out])
@@ -94,6 +94,11 @@ def train(work: Path, seed: int) -> None:
     ours = evaluator.features.state_dict()
     theirs = [v for k, v in source.items() if not k.startswith("_fc")]
     evaluator.features.load_state_dict(dict(zip(ours, theirs, strict=True)))
+
+    # ImageNet's edges and textures will do; learning starts where parts of things begin.
+    features = evaluator.features
+    for early in (features.conv_stem, features.bn1, *features.blocks[:3]):
+        early.requires_grad_(False)
 
     steps = EPOCHS * len(learned) // BATCH
     optimizer = torch.optim.AdamW(evaluator.parameters(), lr=PEAK_RATE, weight_decay=0.02)

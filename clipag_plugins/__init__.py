@@ -1,9 +1,9 @@
 """CLIP whose gradients mean something, with OpenAI CLIP's interface.
 
-    import clipag_plugins as clip
+import clipag_plugins as clip
 
-    model = clip.load_clipag()
-    picture = clip.generate("a red apple")
+model = clip.load_clipag()
+picture = clip.generate("a red apple")
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .canvas import Canvas, PixelCanvas
     from .errors import ClipagError
     from .guide import Guide, Target, image_target, text_target
-    from .model import ClipagModel, available_models, load_clipag
+    from .model import ClipagModel, available_models, load, load_clipag
     from .sampler import generate
     from .tokenizer import tokenize
     from .views import Views, one_view
@@ -31,6 +31,7 @@ _HOMES = {
     "available_models": "model",
     "generate": "sampler",
     "image_target": "guide",
+    "load": "model",
     "load_clipag": "model",
     "one_view": "views",
     "text_target": "guide",
@@ -50,6 +51,7 @@ __all__ = [
     "available_models",
     "generate",
     "image_target",
+    "load",
     "load_clipag",
     "one_view",
     "text_target",

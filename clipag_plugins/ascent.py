@@ -45,8 +45,9 @@ def ascend(
         guide: what judges it.
         steps: number of updates.
         optimizer: by default the canvas' own.
-        callback: called as `callback(step, images, losses)` before each update, with the
-            images (B, 3, H, W) it starts from; a true return value ends the ascent.
+        callback: called as `callback(step, images, losses)` before each update and once
+            after the last, with images (B, 3, H, W) and losses (B,); a true return value
+            ends the ascent.
         progress: show a progress bar.
 
     Returns:
@@ -61,23 +62,25 @@ def ascend(
     with torch.no_grad():
         best = canvas.render().clamp(0, 1).clone()
     result = Ascent(best, torch.full((len(best),), float("inf"), device=best.device), 0)
-    bar = tqdm(range(steps), unit="step", disable=not progress)
+    bar = tqdm(total=steps, unit="step", disable=not progress)
     try:
-        for step in bar:
+        # One look more than there are steps: the last update is judged too.
+        for step in range(steps + 1):
             images = canvas.render()
             losses = guide.loss(images)
-            optimizer.zero_grad()
-            losses.sum().backward()
             shown, reached = images.detach().clamp(0, 1), losses.detach()
             better = reached < result.losses
             result.images[better] = shown[better]
             result.losses[better] = reached[better]
-            if callback is not None and callback(step, shown, reached):
+            bar.set_postfix(similarity=f"{-reached.mean().item():.3f}")
+            if (callback is not None and callback(step, shown, reached)) or step == steps:
                 break
+            optimizer.zero_grad()
+            losses.sum().backward()
             optimizer.step()
             canvas.constrain()
             result.steps = step + 1
-            bar.set_postfix(similarity=f"{-reached.mean().item():.3f}")
+            bar.update()
     except KeyboardInterrupt:
         result.interrupted = True
     finally:

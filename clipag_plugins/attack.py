@@ -28,18 +28,21 @@ class ThreatModel:
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
         """Return images moved one step along the gradient's direction."""
-        return images + self.step_size * unit_l2(gradient)
+        moved: Tensor = images + self.step_size * unit_l2(gradient)
+        return moved
 
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Return `perturbed` brought back into the ball around `images` and into [0, 1]."""
         delta = perturbed - images
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        return (images + delta * (self.eps / length).clamp_max(1)).clamp(0, 1)
+        inside: Tensor = (images + delta * (self.eps / length).clamp_max(1)).clamp(0, 1)
+        return inside
 
 
 def unit_l2(x: Tensor) -> Tensor:
     """Scale every image of (B, 3, H, W) to L2 length 1."""
-    return x / x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    length: Tensor = x.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return x / length.view(-1, 1, 1, 1)
 
 
 def pgd(

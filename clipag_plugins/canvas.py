@@ -101,7 +101,9 @@ class ThresholdedCanvas(PixelCanvas):
         optimizer = torch.optim.AdamW([self.pixels], lr=0.0175)
 
         def clip(*_: object) -> None:
-            nn.utils.clip_grad_norm_([self.pixels], 0.001)
+            # One image at a time, or a picture would depend on its neighbours.
+            for gradient in self.pixels.grad if self.pixels.grad is not None else ():
+                gradient.mul_((0.001 / gradient.norm().clamp_min(1e-12)).clamp_max(1))
 
         optimizer.register_step_pre_hook(clip)
         return optimizer

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,16 +36,33 @@ def parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
     add = generate.add_argument
     add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
-    add("--model", default="clipag-mini", help="a known model or a weights file (default: %(default)s)")
+    add(
+        "--model",
+        default="clipag-mini",
+        help="a known model or a weights file (default: %(default)s)",
+    )
     add("--steps", type=int, help="updates (default: what suits the model)")
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    add("--views", type=int, help="views an update; 1 is no augmentation (default: what suits the model)")
-    add("--init", default="gmm", metavar="gmm|noise|IMAGE", help="where to start (default: %(default)s)")
+    add(
+        "--views",
+        type=int,
+        help="views an update; 1 is no augmentation (default: what suits the model)",
+    )
+    add(
+        "--init",
+        default="gmm",
+        metavar="gmm|noise|IMAGE",
+        help="where to start (default: %(default)s)",
+    )
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
-    add("--out", type=Path, help="a .png for one prompt, a folder for several (default: PROMPT.png)")
+    add(
+        "--out",
+        type=Path,
+        help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)",
+    )
     return root
 
 
@@ -56,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClipagError as error:
         print(f"clipag: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk, a name that is too long, a folder nobody may enter: the system's words.
+        print(f"clipag: {error}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("clipag: interrupted before the first step.", file=sys.stderr)
         return INTERRUPTED
@@ -66,7 +88,9 @@ def _generate(options: argparse.Namespace) -> int:
     # What can be refused is refused before torch is imported and anything is computed.
     outputs = _outputs(options.prompts, options.out, options.seed)
     if options.trajectory is not None:
-        _need_folder(options.trajectory.parent if not options.trajectory.exists() else options.trajectory)
+        _need_folder(
+            options.trajectory.parent if not options.trajectory.exists() else options.trajectory
+        )
 
     from .model import load_clipag
     from .sampler import sample, save_png, settings_for, to_pil
@@ -102,7 +126,10 @@ def _generate(options: argparse.Namespace) -> int:
         for path in trajectory.save(options.trajectory, ascent.images, outputs):
             print(path)
     if ascent.interrupted:
-        print(f"clipag: interrupted after {ascent.steps} steps; the best so far is kept.", file=sys.stderr)
+        print(
+            f"clipag: interrupted after {ascent.steps} steps; the best so far is kept.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 
@@ -118,16 +145,25 @@ def _outputs(prompts: Sequence[str], out: Path | None, seed: int) -> list[Path]:
     if out is not None and len(prompts) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
         raise ClipagError(f"--out {out} is one file for {len(prompts)} prompts: name a folder.")
     _need_folder(folder)
-    names = [re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture" for prompt in prompts]
-    paths = []
-    for name in names:
-        count = sum(path.name.startswith(f"{name}-{seed}") for path in paths)
-        paths.append(folder / (f"{name}-{seed}-{count + 1}.png" if count else f"{name}-{seed}.png"))
+    paths: list[Path] = []
+    for prompt in prompts:
+        name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+        path, count = folder / f"{name}-{seed}.png", 1
+        while path in paths:
+            count += 1
+            path = folder / f"{name}-{seed}-{count}.png"
+        if path.is_dir():
+            raise ClipagError(f"{path} is a folder: move it, or name another --out.")
+        paths.append(path)
     return paths
 
 
 def _need_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    # os.path, not Path: a folder that may not be looked into counts as none.
+    if not os.path.isdir(folder):  # noqa: PTH112
         raise ClipagError(f"There is no folder {folder}: make it first, or name another.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ClipagError(f"The folder {folder} cannot be written to: name another.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ClipagError(f"The folder {folder} cannot be written to: name another.") from error

@@ -19,7 +19,7 @@ def write_beside(target: Path) -> Iterator[Path]:
         OSError: the folder of `target` is missing or not writable.
     """
     target = Path(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".clipag-", dir=target.parent))
     # The file keeps its name inside the temporary folder: writers read the format off it.
     temporary = folder / target.name
     try:
@@ -29,6 +29,6 @@ def write_beside(target: Path) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import hub
 from .errors import ClipagError
 
 SIDE = 16
-EMBEDDED = Path(__file__).parent / "weights" / "gmm.safetensors"
-VARIANCE = 1e-4  # added to every pixel's variance, as in the paper
+VARIANCE = 1e-4  # added to every pixel's variance
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,20 @@ class GaussianMixture:
         along = torch.randn(classes, rank, per_class, generator=generator)
         grain = torch.randn(classes, per_class, pixels, generator=generator) * VARIANCE**0.5
         drawn = self.means[:, None] + (self.factors @ along).transpose(1, 2) + grain
-        return drawn.reshape(-1, 3, SIDE, SIDE).clamp(0, 1)
+        images: Tensor = drawn.reshape(-1, 3, SIDE, SIDE).clamp(0, 1)
+        return images
 
 
-def load(path: Path = EMBEDDED) -> GaussianMixture:
+def load(path: Path | None = None) -> GaussianMixture:
     """Load a mixture that `clipag_plugins.finetune.gmm` fitted; by default the embedded one."""
+    path = path or hub.embedded_file(hub.embedded_config()["gmm"])
     try:
         state = load_file(path)
         return GaussianMixture(state["means"].float(), state["factors"].float())
     except (SafetensorError, KeyError, OSError) as error:
-        raise ClipagError(f"{path} is not a mixture made by clipag_plugins.finetune.gmm.") from error
+        raise ClipagError(
+            f"{path} is not a mixture made by clipag_plugins.finetune.gmm."
+        ) from error
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:

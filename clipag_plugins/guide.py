@@ -53,13 +53,16 @@ class Guide:
         sampler (supplement, section 1.3), averaged over views.
         """
         views, weights = self.views(images, self.model.visual.native_size)
-        z = F.normalize(self.model.encode_image(normalize(views.flatten(0, 1))), dim=-1)
+        z = self.model.encode_image(normalize(views.flatten(0, 1)))
+        z = F.normalize(z.to(self._goals.dtype), dim=-1)
         z = z.unflatten(0, views.shape[:2])
         return -torch.einsum("bvd,bd,v->b", z, self._goals, weights)
 
 
 @torch.no_grad()
-def text_target(model: ClipagModel, text: str, weight: float = 1.0, truncate: bool = False) -> Target:
+def text_target(
+    model: ClipagModel, text: str, weight: float = 1.0, truncate: bool = False
+) -> Target:
     """Encode a prompt as a target.
 
     Raises:
@@ -68,7 +71,10 @@ def text_target(model: ClipagModel, text: str, weight: float = 1.0, truncate: bo
     if not text.strip():
         raise ClipagError(f"The prompt {text!r} is empty: say what to draw.")
     try:
+        text.encode("utf-8")
         tokens = tokenize(text, truncate=truncate)
+    except UnicodeEncodeError as error:
+        raise ClipagError(f"The prompt {text!r} is not valid text: type it as UTF-8.") from error
     except RuntimeError as error:
         raise ClipagError(
             f"The prompt {text[:40]!r}… has more than {model.context_length} tokens: "
@@ -81,5 +87,5 @@ def text_target(model: ClipagModel, text: str, weight: float = 1.0, truncate: bo
 @torch.no_grad()
 def image_target(model: ClipagModel, image: Tensor, weight: float = 1.0) -> Target:
     """Encode an image (3, H, W) in [0, 1] as a target."""
-    z = model.encode_image(normalize(image[None]))[0]
+    z = model.encode_image(normalize(image[None].to(model.device)))[0]
     return Target(F.normalize(z, dim=-1), weight)

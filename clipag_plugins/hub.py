@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from .model import ClipagModel, ImageTower
 from .tokenizer import CONTEXT_LENGTH
 
 EMBEDDED = Path(__file__).parent / "weights"
+# Whatever the two readers raise on bytes that are no weights.
+UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, struct.error, RuntimeError, OSError, EOFError,
+    ValueError, KeyError, IndexError, TypeError, AttributeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,11 @@ def load(name: str | Path) -> ClipagModel:
 
 
 def _load_embedded(name: str) -> ClipagModel:
-    config = json.loads((EMBEDDED / "config.json").read_text(encoding="utf-8"))
+    config = embedded_config()
     shape, entry = config["model_cfg"], config["models"][name]
     image_tower, text_tower = build_towers(shape)
     for tower, file in ((image_tower, entry["image"]), (text_tower, config["text"])):
-        path = EMBEDDED / file["name"]
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != file["sha256"]:
-            raise ClipagError(f"{path} is damaged (sha256 {digest[:12]}…): reinstall clipag-plugins.")
+        path = embedded_file(file)
         _fill(tower, _read(path), path)
     text = shape["text_cfg"]
     return ClipagModel(
@@ -78,18 +81,33 @@ def _load_embedded(name: str) -> ClipagModel:
     )
 
 
+def embedded_file(entry: dict[str, str]) -> Path:
+    """Return the path of a file of the package, after checking its sha256."""
+    path = EMBEDDED / entry["name"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != entry["sha256"]:
+        raise ClipagError(f"{path} is damaged (sha256 {digest[:12]}…): reinstall clipag-plugins.")
+    return path
+
+
+def embedded_config() -> dict[str, Any]:
+    """Read the config of the embedded models: their shape, files and checksums."""
+    config: dict[str, Any] = json.loads((EMBEDDED / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def _load_open_clip(path: Path) -> ClipagModel:
     import open_clip
 
     state = _read(path)
-    clip = open_clip.create_model("ViT-B-32", pretrained=None, load_weights=False)
+    clip = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
     _fill(clip, state, path)
     visual = clip.visual
     return ClipagModel(
-        path.stem,
+        path.name,
         ImageTower(visual, visual.image_size[0], visual.output_dim),
         _TextTower(clip),
-        float(clip.logit_scale),
+        clip.logit_scale.item(),
         CONTEXT_LENGTH,
         clip.vocab_size,
     )
@@ -114,13 +132,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise ClipagError(
             f"{path} is not a whole .safetensors or torch state dict: fetch it again."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ClipagError(f"{path} holds something other than a state dict of tensors.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -130,7 +150,8 @@ def _fill(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     expected = module.state_dict()
     if missing := sorted(expected.keys() ^ state.keys()):
         raise ClipagError(
-            f"{path} is of another architecture: {len(missing)} tensors differ, {missing[0]!r} first."
+            f"{path} is of another architecture: {len(missing)} tensors differ in name, "
+            f"{missing[0]!r} first."
         )
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:

@@ -1,7 +1,7 @@
 """The towers of the embedded models, `clip-mini` and `clipag-mini`.
 
 CLIP-shaped but small: CLIP's own BPE tokens and 77 positions on the text side, and a
-convolutional image tower that works at 64 × 64 inside. It has no batch normalisation, so
+convolutional image tower that works at 48 × 48 inside. It has no batch normalisation, so
 that one picture's gradient never depends on the others in its batch, and smooth
 activations, so that the gradient is smooth too (Xie et al., "Smooth Adversarial
 Training", 2020).
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 class Block(nn.Module):
     """Pre-activation residual block of two 3 × 3 convolutions, starting as the identity."""
 
@@ -25,13 +26,15 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        """Return features of the same shape, (B, width, H, W)."""
+        y: Tensor = self.conv2(F.silu(self.conv1(F.silu(x))))
+        return x + y
 
 
 class MiniImageTower(nn.Module):
     """Convolutional image tower.
 
-    Maps (B, 3, S, S), normalised with CLIP's mean and std, to (B, embed_dim). S is 64 by
+    Maps (B, 3, S, S), normalised with CLIP's mean and std, to (B, embed_dim). S is 48 by
     design; any multiple of 16 works, since the last stage is averaged over space.
     """
 
@@ -50,7 +53,8 @@ class MiniImageTower(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return image embeddings (B, embed_dim), not normalised."""
-        return self.head(F.silu(self.layers(x)).mean(dim=(2, 3)))
+        embedding: Tensor = self.head(F.silu(self.layers(x)).mean(dim=(2, 3)))
+        return embedding
 
 
 class MiniTextTower(nn.Module):
@@ -88,7 +92,8 @@ class MiniTextTower(nn.Module):
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))
         kept = (~padding)[:, :, None].to(x.dtype)
-        return self.projection((x * kept).sum(1) / kept.sum(1))
+        embedding: Tensor = self.projection((x * kept).sum(1) / kept.sum(1))
+        return embedding
 
 
 def build_towers(config: dict[str, Any]) -> tuple[MiniImageTower, MiniTextTower]:

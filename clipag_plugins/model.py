@@ -1,5 +1,6 @@
 """`load_clipag()` and `ClipagModel`: OpenAI CLIP's API over robust weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,16 @@ def available_models() -> list[str]:
     return list(hub.MODELS)
 
 
-def load_clipag(name: str | Path = "clipag-mini", device: str | torch.device = "cpu") -> ClipagModel:
+def load(
+    name: str | Path = "clipag-mini", device: str | torch.device = "cpu"
+) -> tuple[ClipagModel, Callable[[Any], Tensor]]:
+    """Load a model and its preprocessing, as OpenAI's `clip.load` returns them."""
+    return load_clipag(name, device), preprocess
+
+
+def load_clipag(
+    name: str | Path = "clipag-mini", device: str | torch.device = "cpu"
+) -> ClipagModel:
     """Load a CLIPAG, frozen and in eval mode.
 
     Args:

@@ -4,6 +4,8 @@ The paper's three blocks (Ganz & Elad, WACV 2024, section 5; supplement, section
 start drawn from a mixture of Gaussians, views, and nothing but CLIPAG's similarity.
 """
 
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from . import gmm
+from . import gmm, hub
 from .ascent import Ascent, Callback, ascend
 from .canvas import PixelCanvas, ThresholdedCanvas
 from .errors import ClipagError
@@ -27,6 +29,7 @@ from .views import Views, one_view
 SMALLEST, LARGEST = 16, 2048
 LARGEST_PICTURE = 64_000_000  # pixels of a picture that is read
 CANDIDATES_A_CLASS = 2
+MOST_VIEWS = 4096
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class Settings:
 NOTEBOOK = Settings(100, Views(), ThresholdedCanvas)
 # Found by eye and by the independent evaluator, never by the guide's own similarity.
 EMBEDDED = Settings(
-    60,
+    40,
     Views(
-        global_views=8,
+        global_views=16,
         patch_views=0,
         noise=0.02,
         translate=0.08,
@@ -64,13 +67,14 @@ EMBEDDED = Settings(
         saturation=0.0,
         cutout=0.0,
     ),
-    lambda start: PixelCanvas(start, step_size=0.012, momentum=0.5),
+    lambda start: PixelCanvas(start, step_size=0.01),
 )
 
 
 def settings_for(model: ClipagModel) -> Settings:
     """Return the default settings of a model."""
-    return EMBEDDED if model.name.endswith("-mini") else NOTEBOOK
+    source = hub.MODELS.get(model.name)
+    return EMBEDDED if source is not None and source.embedded else NOTEBOOK
 
 
 def generate(
@@ -139,8 +143,10 @@ def sample(
         raise ClipagError(f"steps is {steps}: an ascent takes at least 1.")
     if not SMALLEST <= size <= LARGEST:
         raise ClipagError(f"size is {size}: choose a side from {SMALLEST} to {LARGEST} pixels.")
-    if views is not None and views < 1:
-        raise ClipagError(f"views is {views}: a guide needs at least 1.")
+    if views is not None and not 1 <= views <= MOST_VIEWS:
+        raise ClipagError(f"views is {views}: choose from 1 to {MOST_VIEWS}.")
+    if not 0 <= seed < 2**63:
+        raise ClipagError(f"seed is {seed}: choose a number from 0 to 2⁶³ − 1.")
     if not prompts:
         raise ClipagError("There is no prompt: say what to draw.")
     texts = [f"{prefix} {prompt}".strip() if prompt.strip() else prompt for prompt in prompts]
@@ -148,7 +154,8 @@ def sample(
     start = starting_images(init, targets, model, size, seed)
     guide = Guide(model, [[target] for target in targets], settings.views_of(views))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # The CPU's generator alone: views draw from it on every device.
+        torch.random.default_generator.manual_seed(seed)
         return ascend(settings.canvas(start), guide, steps, callback=callback, progress=progress)
 
 
@@ -176,12 +183,13 @@ def starting_images(
         nearest = (F.normalize(z, dim=-1) @ goals.T).argmax(0)
         start = gmm.enlarge(candidates[nearest], size)
     else:
-        picture = init if isinstance(init, Image.Image) else read_picture(Path(init))
-        start = TF.to_dtype(TF.to_image(picture.convert("RGB")), torch.float32, scale=True)
+        picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
+        start = TF.to_dtype(TF.to_image(picture), torch.float32, scale=True)
         start = TF.center_crop(start, [min(picture.size)] * 2)
         start = TF.resize(start, [size, size], antialias=True)[None]
         start = start.expand(len(targets), -1, -1, -1)
-    return start.to(model.device, model.dtype)
+    # Pixels stay float32 whatever the model is: small steps vanish in half precision.
+    return start.to(model.device, torch.float32)
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -198,20 +206,34 @@ def read_picture(path: Path) -> Image.Image:
                     f"{path} has {file.width} × {file.height} pixels: "
                     f"shrink it to at most {LARGEST_PICTURE // 1_000_000} megapixels."
                 )
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
+            return upright(file)
     except FileNotFoundError as error:
         raise ClipagError(f"There is no picture at {path}.") from error
     except Image.DecompressionBombError as error:
         raise ClipagError(f"{path} has too many pixels to be a picture: shrink it.") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        KeyError,
+        struct.error,
+        zlib.error,
+    ) as error:
         raise ClipagError(f"{path} is not a picture that can be read.") from error
-    white = Image.new("RGBA", upright.size, "white")
-    return Image.alpha_composite(white, upright).convert("RGB")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB, turned as its EXIF says and on white."""
+    turned = ImageOps.exif_transpose(picture).convert("RGBA")
+    white = Image.new("RGBA", turned.size, "white")
+    return Image.alpha_composite(white, turned).convert("RGB")
 
 
 def to_pil(image: Tensor) -> Image.Image:
     """Turn an image (3, H, W) in [0, 1] into a PIL picture."""
-    picture: Image.Image = TF.to_pil_image(image.detach().float().cpu().clamp(0, 1))
+    rounded = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    picture: Image.Image = TF.to_pil_image(rounded.cpu())
     return picture
 
 

@@ -37,9 +37,7 @@ def tokenize(
         tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
         if len(tokens) > context_length:
             if not truncate:
-                raise RuntimeError(
-                    f"Input {text} is too long for context length {context_length}"
-                )
+                raise RuntimeError(f"Input {text} is too long for context length {context_length}")
             tokens = [*tokens[: context_length - 1], tokenizer.eot_token_id]
         result[row, : len(tokens)] = torch.tensor(tokens)
     return result

@@ -44,7 +44,11 @@ class Trajectory:
             path = folder / f"{name.stem}.gif"
             with write_beside(path) as temporary:
                 frames[0].save(
-                    temporary, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0
+                    temporary,
+                    save_all=True,
+                    append_images=frames[1:],
+                    duration=MILLISECONDS,
+                    loop=0,
                 )
             written.append(path)
         return written

@@ -81,12 +81,12 @@ class Views:
     def _of(self, image: Tensor, size: int) -> Tensor:
         views = []
         if self.global_views:
-            whole = shrink(image, size).expand(self.global_views, -1, -1, -1)
+            whole = resample(image, size).expand(self.global_views, -1, -1, -1)
             views.append(self._whole(whole))  # type: ignore[attr-defined]
         if self.patch_views:
             # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
             # no filter, and the full image is filtered once instead of once a view.
-            source = shrink(image, round(size / self.patch))
+            source = resample(image, min(*image.shape[-2:], round(size / self.patch)))
             views.append(self._part(self._crops(source, size)))  # type: ignore[attr-defined]
         result = torch.cat(views)
         if self.noise:
@@ -107,11 +107,11 @@ class Views:
 
 def one_view(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the image itself as its only view: guidance without augmentation."""
-    return shrink(images, size)[:, None], images.new_ones(1)
+    return resample(images, size)[:, None], images.new_ones(1)
 
 
-def shrink(images: Tensor, size: int) -> Tensor:
-    """Resample (B, 3, H, W) down to (B, 3, size, size), unless a side is shorter already."""
-    if min(images.shape[-2:]) < size or images.shape[-2:] == (size, size):
+def resample(images: Tensor, size: int) -> Tensor:
+    """Resample (B, 3, H, W) to (B, 3, size, size), filtered where that means shrinking."""
+    if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)

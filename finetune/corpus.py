@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 from PIL import Image
 from tqdm import tqdm
 
@@ -109,6 +108,8 @@ def unicode_names() -> dict[str, str]:
 
 def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, str]]:
     """Yield (picture, caption, source, name, group) for every emoji set."""
+    import resvg_py  # only the corpus needs it, the split lists do not
+
     spaced = unicode_names()
     groups: dict[str, str] = {}
     for emoji_set, version in EMOJI_SETS.items():

@@ -1,6 +1,6 @@
 """Put trained towers into the package, beside their checksums.
 
-    python -m clipag_plugins.finetune.export --work build/weights --out clipag_plugins/weights
+python -m clipag_plugins.finetune.export --work build/weights --out clipag_plugins/weights
 """
 
 import argparse
@@ -29,7 +29,7 @@ def export(work: Path, out: Path) -> None:
             scale = float(file.metadata()["logit_scale"])
         image = _write(work / f"{kind}.safetensors", out / f"{name}.safetensors")
         config["models"][name] = {"image": image, "logit_scale": scale}
-    _write(work / "gmm.safetensors", out / "gmm.safetensors")
+    config["gmm"] = _write(work / "gmm.safetensors", out / "gmm.safetensors")
     with write_beside(out / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
     size = sum(path.stat().st_size for path in out.iterdir())

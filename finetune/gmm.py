@@ -7,7 +7,7 @@ Pictures are shrunk to 16 × 16, and each class becomes one Gaussian (CLIPAG sup
 section 1.3). The classes of `--folder` are its subfolders, as in torchvision's
 ImageFolder. The corpus has captions instead of classes: the 200 classes, as many as the
 paper's, are k-means clusters of its training captions' embeddings. Of every covariance
-the strongest 16 directions are kept, which a class of some fifty pictures seldom exceeds.
+the strongest 16 directions are kept: the whole would be 200 times 768 × 768 numbers.
 """
 
 import argparse

@@ -178,7 +178,9 @@ class Trainer:
 
         def mismatch(x: Tensor, factor: Tensor) -> Tensor:
             logits = factor * F.normalize(tower(normalize(x)), dim=1) @ candidates.T
-            return F.cross_entropy(logits.masked_fill(~self.allowed, -1e4), caption, reduction="sum")
+            return F.cross_entropy(
+                logits.masked_fill(~self.allowed, -1e4), caption, reduction="sum"
+            )
 
         if stage.attack_steps:
             eps = stage.eps * stage.side / 64
@@ -216,14 +218,12 @@ class Trainer:
             def logits(x: Tensor) -> Tensor:
                 return 30 * F.normalize(tower(normalize(x)), dim=1) @ self.embeddings.T
 
+            def mismatch(x: Tensor, caption: Tensor = caption) -> Tensor:
+                return F.cross_entropy(logits(x), caption, reduction="sum")
+
             if eps:
                 threat = ThreatModel(eps * side / 64, steps, 2.5 * eps * side / 64 / steps)
-                images = pgd(
-                    images,
-                    lambda x: F.cross_entropy(logits(x), caption, reduction="sum"),
-                    threat,
-                    torch.Generator().manual_seed(0),
-                )
+                images = pgd(images, mismatch, threat, torch.Generator().manual_seed(0))
             with torch.no_grad():
                 top = logits(images).topk(10, dim=1).indices
             hits += int((top == caption[:, None]).any(1).sum())
@@ -272,11 +272,16 @@ def train(kind: str, work: Path, seed: int) -> None:
         running += 0.02 * (loss.item() - running) if running else loss.item()
         if step % 50 == 49:
             checkpoint.save(path, step + 1, parts)
-            print(f" {kind}: step {step + 1}, loss {running:.3f}, scale {scale.exp().item():.1f}", flush=True)
+            print(
+                f" {kind}: step {step + 1}, loss {running:.3f}, scale {scale.exp().item():.1f}",
+                flush=True,
+            )
         if step % 200 == 199 or step == total - 1:
             clean = trainer.retrieval(average.tower, stage.side, 0.0)
             robust = trainer.retrieval(average.tower, stage.side, 1.0)
-            print(f" {kind}: step {step + 1}, top-10 {clean:.1%}, under PGD {robust:.1%}", flush=True)
+            print(
+                f" {kind}: step {step + 1}, top-10 {clean:.1%}, under PGD {robust:.1%}", flush=True
+            )
     with write_beside(work / f"{kind}.safetensors") as temporary:
         state = {k: v.contiguous() for k, v in average.tower.state_dict().items()}
         save_file(state, temporary, metadata={"logit_scale": str(float(scale))})

@@ -5,7 +5,7 @@ from typing import Any
 
 MINI: dict[str, Any] = {
     "embed_dim": 384,
-    "vision_cfg": {"image_size": 64, "widths": [64, 128, 256], "depths": [1, 2, 2]},
+    "vision_cfg": {"image_size": 48, "widths": [64, 128, 256], "depths": [1, 2, 2]},
     "text_cfg": {
         "context_length": 77,
         "vocab_size": 49408,
@@ -31,9 +31,9 @@ class Stage:
 
 
 BATCH = 128
-VANILLA = (Stage(48, 900, 1.5e-3), Stage(64, 150, 3e-4))
+VANILLA = (Stage(48, 900, 1.5e-3), Stage(64, 150, 3e-4), Stage(48, 250, 3e-4))
 CLIPAG = (
     Stage(48, 500, 1e-3, eps=1.0, attack_steps=2, dreams=32, dream_steps=5),
     Stage(48, 750, 7e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=6),
-    Stage(64, 350, 3e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=8),
+    Stage(48, 450, 4e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=8),
 )

@@ -28,10 +28,27 @@ TEMPLATES = (
     "a {}", "a picture of a {}", "a drawing of a {}", "a photo of a {}", "a small {}",
     "a painting of a {}", "an icon of a {}", "the {}", "a cartoon {}", "two {}", "a big {}",
 )  # fmt: skip
-COLOURS = (
-    "red orange yellow green blue purple pink brown black white grey golden silver"
-    " dark bright old happy sad wooden"
-).split()
+COLOURS = [
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "black",
+    "white",
+    "grey",
+    "golden",
+    "silver",
+    "dark",
+    "bright",
+    "old",
+    "happy",
+    "sad",
+    "wooden",
+]
 BATCH = 256
 STEPS = 2600
 PEAK_RATE = 2e-3
@@ -48,7 +65,9 @@ def training_texts(work: Path, seed: int) -> list[str]:
     # Single words and pairs cover what people type; WordNet's Latin taxa do not.
     things = [n for n in nouns if len(n.split()) <= 2 and n.replace(" ", "").isalpha()]
     single = [n for n in things if " " not in n]
-    texts = set(captions) | set(draw.sample(things, 30_000)) | set(draw.sample(list(adjectives), 6_000))
+    texts = (
+        set(captions) | set(draw.sample(things, 30_000)) | set(draw.sample(list(adjectives), 6_000))
+    )
     texts |= {gloss for n in draw.sample(things, 22_000) for gloss in nouns[n][:1]}
     for caption in captions:
         texts |= {t.format(caption) for t in draw.sample(TEMPLATES, 4)}
@@ -86,15 +105,21 @@ def distil(work: Path, seed: int) -> None:
     torch.manual_seed(seed)
     texts = training_texts(work, seed)
     targets = teach(texts, work)
-    tokens = torch.cat([tokenize(texts[i : i + 4096], truncate=True) for i in range(0, len(texts), 4096)])
+    tokens = torch.cat(
+        [tokenize(texts[i : i + 4096], truncate=True) for i in range(0, len(texts), 4096)]
+    )
     length = tokens.argmax(dim=1) + 1
     # The last 2,000 in a seeded order judge the student and are never trained on.
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
     held_out, order = order[-2000:], order[:-2000]
 
     _, student = build_towers(MINI)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.06)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.06
+    )
     parts = {"student": student, "optimizer": optimizer, "schedule": schedule}
     start = checkpoint.restore(work / "text.checkpoint.pt", parts)
     for step in checkpoint.progress(start, STEPS, "text tower"):
@@ -106,7 +131,9 @@ def distil(work: Path, seed: int) -> None:
         output = F.normalize(student(tokens[rows]), dim=1)
         goal = targets[rows]
         # Each text to its place, and all texts of the batch to their distances.
-        loss = (1 - (output * goal).sum(1)).mean() + (output @ output.T - goal @ goal.T).square().mean()
+        loss = (1 - (output * goal).sum(1)).mean() + (
+            output @ output.T - goal @ goal.T
+        ).square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -125,7 +152,9 @@ def distil(work: Path, seed: int) -> None:
     accuracy = (nearest == torch.arange(len(held_out))).float().mean().item()
     with write_beside(work / "text.safetensors") as temporary:
         save_file({k: v.half().contiguous() for k, v in student.state_dict().items()}, temporary)
-    print(f"text tower: cosine to MiniLM {cosine:.3f}, picks its own text among 2,000: {accuracy:.1%}")
+    print(
+        f"text tower: cosine to MiniLM {cosine:.3f}, picks its own text among 2,000: {accuracy:.1%}"
+    )
 
 
 if __name__ == "__main__":

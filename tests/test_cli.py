@@ -1,0 +1,127 @@
+"""The command line, as a user meets it: pictures, and one clear sentence for bad input."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+from PIL import Image
+
+FAST = ("--steps", "2", "--size", "64", "--views", "1")
+
+
+def test_a_picture_with_its_facts(run, tmp_path):
+    result = run("generate", "a red apple", *FAST, "--seed", 3, "--out", "apple.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "apple.png"
+    picture = Image.open(tmp_path / "apple.png")
+    assert picture.size == (64, 64)
+    assert picture.text["prompt"] == "a red apple"
+    assert picture.text["seed"] == "3" and picture.text["model"] == "clipag-mini"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apple.png"]
+
+
+def test_several_prompts_and_a_trajectory(run, tmp_path):
+    result = run("generate", "a castle", "a castle", *FAST, "--trajectory", "steps")
+    assert result.returncode == 0, result.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"a-castle-0.png", "a-castle-0-2.png", "steps"}
+    written = {path.name for path in (tmp_path / "steps").iterdir()}
+    assert {"a-castle-0-start.png", "a-castle-0-middle.png", "a-castle-0-end.png"} <= written
+    assert Image.open(tmp_path / "steps" / "a-castle-0.gif").n_frames >= 2
+
+
+def test_ctrl_c_saves_the_best_so_far(tmp_path):
+    command = [sys.executable, "-m", "clipag_plugins", "generate", "a castle", "--steps", "100000"]
+    command += ["--size", "64", "--views", "1"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A runner in the background may have left Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        shown = ""
+        while "similarity" not in shown and process.poll() is None:
+            shown += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "the best so far is kept" in rest
+    assert Image.open(tmp_path / "a-castle-0.png").size == (64, 64)
+
+
+def bomb(path):
+    """Write a PNG header that promises 60,000 × 60,000 pixels."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["", *FAST], "empty"),
+        (["   ", *FAST], "empty"),
+        (["apple " * 90, *FAST], "--truncate"),
+        (["apple", "--model", "clipag-maxi"], "clipag-mini"),
+        (["apple", "--model", "cut.safetensors"], "cut.safetensors"),
+        (["apple", "--out", "missing/apple.png"], "missing"),
+        (["apple", "--out", "missing/"], "missing"),
+        (["apple", "--out", "apple.xyz"], ".xyz"),
+        (["apple", "pear", "--out", "both.png"], "both.png"),
+        (["apple", "--trajectory", "missing/steps"], "missing"),
+        (["apple", "--init", "text.png"], "text.png"),
+        (["apple", "--init", "bomb.png"], "bomb.png"),
+        (["apple", "--init", "absent.png"], "absent.png"),
+        (["apple", "--steps", "0"], "steps is 0"),
+        (["apple", "--steps", "many"], "many"),
+        (["apple", "--size", "100000"], "100000"),
+        (["apple", "--views", "-1"], "-1"),
+        (["apple", "--seed", "-1"], "-1"),
+        (["apple", "--seed", "5"], "apple-5.png"),
+        (["apple", "--out", "x" * 300 + ".png"], "File name too long"),
+        (["apple", "--model", "text.png"], "text.png"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, tmp_path, arguments, says):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    bomb(tmp_path / "bomb.png")
+    (tmp_path / "apple-5.png").mkdir()
+    before = sorted(tmp_path.iterdir())
+    result = run("generate", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(run, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = run("generate", "apple", *FAST, "--out", "locked/apple.png")
+    assert result.returncode == 2 and "locked" in result.stderr
+
+
+def test_an_existing_picture_survives_bad_input(run, tmp_path):
+    (tmp_path / "apple.png").write_bytes(b"precious")
+    assert run("generate", "apple", "--steps", "0", "--out", "apple.png").returncode == 2
+    assert (tmp_path / "apple.png").read_bytes() == b"precious"
+
+
+def test_help_shows_examples(run):
+    assert "clipag generate" in run("generate", "--help").stdout

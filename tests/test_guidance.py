@@ -1,0 +1,168 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import clipag_plugins as clip
+from clipag_plugins import gmm
+from clipag_plugins.canvas import NormalizedGradient, ThresholdedCanvas
+from clipag_plugins.sampler import sample
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_views_have_shape_weights_and_gradient():
+    images = torch.rand(2, 3, 100, 100, requires_grad=True)
+    views, weights = clip.Views(global_views=3, patch_views=5)(images, 48)
+    assert views.shape == (2, 8, 3, 48, 48)
+    assert weights.sum().item() == pytest.approx(1)
+    assert weights[-1] / weights[0] == pytest.approx(5)
+    views.sum().backward()
+    assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+def test_views_of_an_image_do_not_depend_on_its_neighbours():
+    images = torch.rand(2, 3, 64, 64)
+    views = clip.Views(global_views=3, patch_views=2)
+    torch.manual_seed(5)
+    together = views(images, 48)[0]
+    for number in range(2):
+        torch.manual_seed(5)
+        assert torch.equal(together[number], views(images[number : number + 1], 48)[0][0])
+
+
+def test_loss_is_the_negative_similarity(model):
+    images = torch.rand(2, 3, 64, 64)
+    apple, castle = clip.text_target(model, "apple"), clip.text_target(model, "castle", 0.5)
+    losses = clip.Guide(model, [[apple], [apple, castle]]).loss(images)
+    z = model.encode_image(clip.model.normalize(images))
+    z = torch.nn.functional.normalize(z, dim=-1)
+    assert losses[0].item() == pytest.approx(-(z[0] @ apple.embedding).item(), abs=1e-5)
+    both = z[1] @ apple.embedding + 0.5 * (z[1] @ castle.embedding)
+    assert losses[1].item() == pytest.approx(-both.item(), abs=1e-5)
+
+
+def test_an_image_target_is_reached_by_its_own_image(model):
+    image = torch.rand(3, 64, 64)
+    guide = clip.Guide(model, [[clip.image_target(model, image)]])
+    assert guide.loss(image[None]).item() == pytest.approx(-1, abs=1e-4)
+
+
+def test_normalized_step_has_its_length():
+    pixels = torch.nn.Parameter(torch.rand(2, 3, 8, 8))
+    before = pixels.detach().clone()
+    (pixels * torch.randn_like(pixels)).sum().backward()
+    NormalizedGradient([pixels], 0.7).step()
+    lengths = (pixels - before).flatten(1).norm(dim=1)
+    assert torch.allclose(lengths, torch.full((2,), 0.7), atol=1e-5)
+
+
+def test_ascent_keeps_the_best_iterate(model):
+    start = torch.full((1, 3, 64, 64), 0.5)
+    guide = clip.Guide(model, [[clip.text_target(model, "red apple")]])
+    seen = []
+    ascent = clip.ascend(
+        clip.PixelCanvas(start, 0.03),
+        guide,
+        8,
+        callback=lambda step, images, losses: seen.append(losses.item()),
+        progress=False,
+    )
+    assert len(seen) == 9  # before each update, and once after the last
+    assert ascent.losses.item() == min(seen) < seen[0]
+    assert guide.loss(ascent.images).item() == pytest.approx(min(seen), abs=1e-5)
+    assert ascent.steps == 8
+
+
+def test_callback_ends_the_ascent(model):
+    guide = clip.Guide(model, [[clip.text_target(model, "red apple")]])
+    canvas = clip.PixelCanvas(torch.rand(1, 3, 64, 64))
+    ascent = clip.ascend(canvas, guide, 50, callback=lambda step, *_: step == 2, progress=False)
+    assert ascent.steps == 2
+
+
+def test_ctrl_c_keeps_the_best_so_far(model):
+    def interrupt(step, images, losses):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    guide = clip.Guide(model, [[clip.text_target(model, "red apple")]])
+    canvas = clip.PixelCanvas(torch.rand(1, 3, 64, 64))
+    ascent = clip.ascend(canvas, guide, 50, callback=interrupt, progress=False)
+    assert ascent.interrupted and ascent.steps == 3
+    assert torch.isfinite(ascent.losses).all()
+
+
+@pytest.mark.parametrize("side", [32, 48, 100])
+def test_views_of_any_side(side):
+    views, _ = clip.Views(2, 2)(torch.rand(1, 3, side, side), 48)
+    assert views.shape == (1, 4, 3, 48, 48)
+
+
+def test_notebook_settings_treat_images_apart(model):
+    start = torch.rand(2, 3, 48, 48)
+    targets = [[clip.text_target(model, text)] for text in ("apple", "castle")]
+
+    def drawn(which):
+        canvas = ThresholdedCanvas(start[which])
+        return clip.ascend(canvas, clip.Guide(model, targets[which]), 3, progress=False).images
+
+    assert torch.allclose(drawn(slice(0, 2))[1:], drawn(slice(1, 2)), atol=1e-3)
+
+
+def test_dynamic_threshold_brings_pixels_back():
+    canvas = ThresholdedCanvas(torch.rand(1, 3, 16, 16) * 3 - 1)
+    canvas.constrain()
+    assert canvas.pixels.min() >= 0 and canvas.pixels.max() <= 1
+
+
+def test_mixture_has_the_moments_it_was_given():
+    mixture = gmm.load()
+    drawn = mixture.sample(200, torch.Generator().manual_seed(0)).view(len(mixture.means), 200, -1)
+    # Clamping to [0, 1] pulls in the tails, so the means agree only roughly.
+    assert (drawn.mean(1) - mixture.means).abs().mean() < 0.03
+
+
+def test_same_seed_same_picture_alone_or_in_a_batch(model):
+    options = {"steps": 4, "size": 64, "seed": 7, "progress": False}
+    alone = sample(["red apple"], model, **options).images
+    again = sample(["red apple"], model, **options).images
+    batch = sample(["red apple", "castle"], model, **options).images
+    other = sample(["red apple"], model, **{**options, "seed": 8}).images
+    assert torch.equal(alone, again)
+    assert torch.allclose(alone[0], batch[0], atol=1e-2)
+    assert (alone - other).abs().mean() > 0.01
+
+
+def test_sampling_leaves_the_callers_random_numbers_alone(model):
+    state = torch.get_rng_state()
+    sample(["red apple"], model, steps=1, size=32, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_generate_raises_similarity_and_starts_from_a_picture(model, tmp_path):
+    Image.new("CMYK", (90, 60), (0, 200, 200, 0)).save(tmp_path / "start.jpg")
+    picture = clip.generate(
+        "red apple", model, steps=6, size=96, init=tmp_path / "start.jpg", progress=False
+    )
+    assert picture.size == (96, 96) and picture.mode == "RGB"
+    pictures = clip.generate(["a castle"], model, steps=1, size=32, init="noise", progress=False)
+    assert len(pictures) == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"size": 4}, {"views": 0}, {"seed": -1}, {"init": "nothing.png"}]
+)
+def test_bad_arguments_are_named(model, bad):
+    with pytest.raises(clip.ClipagError, match=str(next(iter(bad.values())))):
+        clip.generate("red apple", model, progress=False, **bad)
+
+
+def test_a_canvas_of_ones_own(tmp_path):
+    assert len((EXAMPLES / "pyramid.py").read_text().splitlines()) <= 30
+    command = [sys.executable, str(EXAMPLES / "pyramid.py"), "a red apple", "3"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert Image.open(tmp_path / "pyramid.png").size == (224, 224)

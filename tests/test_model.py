@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import clipag_plugins as clip
+from clipag_plugins.model import normalize, preprocess
+
+
+def test_interface_is_openais(model):
+    image = preprocess(Image.new("RGB", (300, 200), "red"))[None]
+    text = clip.tokenize(["a red apple", "a castle", "a dog"])
+    assert image.shape == (1, 3, 224, 224)
+    assert text.shape == (3, 77) and text.dtype == torch.long
+    per_image, per_text = model(image, text)
+    assert per_image.shape == (1, 3) and torch.equal(per_image.t(), per_text)
+    assert model.encode_image(image).shape == (1, model.visual.output_dim)
+    assert model.encode_text(text).shape == (3, model.visual.output_dim)
+    assert model.visual.input_resolution == 224
+    assert model.context_length == 77 and model.vocab_size == 49408
+    assert model.dtype == torch.float32
+
+
+def test_tokens_are_clips():
+    assert clip.tokenize("a red apple")[0, :5].tolist() == [49406, 320, 736, 3055, 49407]
+
+
+def test_long_text_is_refused_or_cut():
+    text = "apple " * 100
+    with pytest.raises(RuntimeError, match="too long"):
+        clip.tokenize(text)
+    assert clip.tokenize(text, truncate=True)[0, -1] == 49407
+
+
+def test_batch_mates_do_not_matter(model):
+    images = normalize(torch.rand(3, 3, 224, 224))
+    together = model.encode_image(images)
+    alone = torch.cat([model.encode_image(image[None]) for image in images])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_padding_does_not_matter(model):
+    short, long = clip.tokenize("a castle"), clip.tokenize("a very old castle on a green hill")
+    together = model.encode_text(torch.cat([short, long]))
+    assert torch.allclose(together[:1], model.encode_text(short), atol=1e-5)
+
+
+def test_weights_are_frozen_and_images_are_not(model):
+    image = torch.rand(1, 3, 224, 224, requires_grad=True)
+    model.encode_image(normalize(image)).sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_robust_gradient_is_smoother_than_vanilla(model, vanilla):
+    """The point of the whole: CLIPAG's similarity bends less under a small push."""
+    images = torch.rand(8, 3, 64, 64)
+    target = clip.text_target(model, "a red apple")
+    drops = {}
+    for name, tower in (("clipag", model), ("vanilla", vanilla)):
+        guide = clip.Guide(tower, [[target]] * 8)
+        x = images.clone().requires_grad_(True)
+        before = guide.loss(x)
+        (gradient,) = torch.autograd.grad(before.sum(), x)
+        length = gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        drops[name] = (guide.loss(x + gradient / length) - before).mean().item()
+    assert 0 < drops["clipag"] < drops["vanilla"]
+
+
+def test_importing_the_package_imports_no_framework():
+    code = "import sys, clipag_plugins; print(any(m in sys.modules for m in ('torch', 'kornia')))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
