@@ -57,7 +57,7 @@ NOTEBOOK = Settings(100, Views(), ThresholdedCanvas)
 EMBEDDED = Settings(
     40,
     Views(
-        global_views=16,
+        global_views=8,
         patch_views=0,
         noise=0.02,
         translate=0.08,
