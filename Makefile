@@ -13,9 +13,9 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-lint
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 # Corpus, text tower, both image towers, starting images: one command, resumes after a kill.
 weights: $(VENV)/installed-weights
