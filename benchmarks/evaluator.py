@@ -80,10 +80,12 @@ def train(work: Path, seed: int) -> None:
     captions = sorted({row.caption for row in rows})
     number = {caption: i for i, caption in enumerate(captions)}
     label = torch.tensor([number[row.caption] for row in rows])
-    held_out = [
-        row.split == "test" or (row.split == "unseen" and zlib.crc32(f"{row.source}/{row.name}".encode()) % 10 == 0)
-        for row in rows
-    ]
+
+    def is_held_out(row: corpus.Picture) -> bool:
+        tenth = zlib.crc32(f"{row.source}/{row.name}".encode()) % 10 == 0
+        return row.split == "test" or (row.split == "unseen" and tenth)
+
+    held_out = [is_held_out(row) for row in rows]
     learned = torch.tensor([i for i, out in enumerate(held_out) if not out])
 
     evaluator = Evaluator(captions)

@@ -155,7 +155,7 @@ def sample(
     guide = Guide(model, [[target] for target in targets], settings.views_of(views))
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: views draw from it on every device.
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return ascend(settings.canvas(start), guide, steps, callback=callback, progress=progress)
 
 
