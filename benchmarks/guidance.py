@@ -24,7 +24,7 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.guide import text_target
 from clipag_plugins.hub import embedded_config
 from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import sample, starting_images, to_pil
+from clipag_plugins.sampler import sample, save_png, starting_images, to_pil
 
 from . import evaluator
 
@@ -59,8 +59,7 @@ def pictures_of(
                 raise KeyboardInterrupt
             images = ascent.images
         for path, image in zip(paths, images, strict=True):
-            with write_beside(path) as temporary:
-                to_pil(image).save(temporary)
+            save_png(to_pil(image), path, {})
     opened = [Image.open(folder / f"{prompt}.png") for prompt in prompts]
     return torch.stack([TF.to_dtype(TF.to_image(p), torch.float32, scale=True) for p in opened])
 

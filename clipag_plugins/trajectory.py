@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from .files import write_beside
-from .sampler import to_pil
+from .sampler import save_png, to_pil
 
 FRAMES = 40
 MILLISECONDS = 80
@@ -38,8 +38,7 @@ class Trajectory:
             stills = {"start": frames[0], "middle": frames[len(frames) // 2], "end": frames[-1]}
             for moment, picture in stills.items():
                 path = folder / f"{name.stem}-{moment}.png"
-                with write_beside(path) as temporary:
-                    picture.save(temporary)
+                save_png(picture, path, {})
                 written.append(path)
             path = folder / f"{name.stem}.gif"
             with write_beside(path) as temporary:

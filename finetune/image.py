@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from clipag_plugins.attack import ThreatModel, pgd, unit_l2
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import MiniImageTower, MiniTextTower, build_towers
-from clipag_plugins.model import CLIP_MEAN, CLIP_STD
+from clipag_plugins.model import normalize
 from clipag_plugins.tokenizer import tokenize
 
 from . import checkpoint, corpus
@@ -92,11 +92,6 @@ class Pictures:
             parts.append(F.interpolate(small, size=self.side, mode="bicubic"))
         blurred = torch.cat(parts)
         return (blurred + 0.1 * torch.randn(blurred.shape, generator=generator)).clamp(0, 1)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Apply CLIP's mean and standard deviation to images in [0, 1]."""
-    return (images - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
 
 
 def dream(
