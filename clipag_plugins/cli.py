@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--init",
         default="gmm",
-        metavar="gmm|noise|IMAGE",
+        metavar="gmm|noise|IMAGE|MIXTURE",
         help="where to start (default: %(default)s)",
     )
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')

@@ -43,11 +43,15 @@ def load(path: Path | None = None) -> GaussianMixture:
     path = path or hub.embedded_file(hub.embedded_config()["gmm"])
     try:
         state = load_file(path)
-        return GaussianMixture(state["means"].float(), state["factors"].float())
+        mixture = GaussianMixture(state["means"].float(), state["factors"].float())
     except (SafetensorError, KeyError, OSError) as error:
         raise ClipagError(
             f"{path} is not a mixture made by clipag_plugins.finetune.gmm."
         ) from error
+    pixels = (len(mixture.means), 3 * SIDE * SIDE)
+    if mixture.means.shape != pixels or mixture.factors.shape[:-1] != pixels:
+        raise ClipagError(f"{path} is a mixture of other pictures than {SIDE} × {SIDE} ones.")
+    return mixture
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:

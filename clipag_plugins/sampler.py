@@ -53,7 +53,7 @@ class Settings:
 
 # The authors' notebook, for their ViT-B/32 and any other full-size tower.
 NOTEBOOK = Settings(100, Views(), ThresholdedCanvas)
-# Found by eye and by the independent evaluator, never by the guide's own similarity.
+# Chosen by eye, never by the guide's own similarity.
 EMBEDDED = Settings(
     40,
     Views(
@@ -100,7 +100,8 @@ def generate(
         size: side of the picture in pixels, 16 to 2048.
         views: views an update; 1 looks at the picture itself, without augmentation; by
             default what suits the model.
-        init: "gmm" (the paper's), "noise", or a picture (path or PIL) to start from.
+        init: "gmm" (the paper's), "noise", a mixture of your own (.safetensors, made by
+            `finetune.gmm`), or a picture (path or PIL) to start from.
         prefix: put before every prompt, as "oil painting of" (paper, Figure 18).
         truncate: cut prompts of more than 77 tokens instead of refusing them.
         progress: show a progress bar.
@@ -171,9 +172,10 @@ def starting_images(
     if init == "noise":
         noise = torch.randn(1, 3, size, size, generator=generator) * 0.2 + 0.5
         start = noise.clamp(0, 1).expand(len(targets), -1, -1, -1)
-    elif init == "gmm":
+    elif init == "gmm" or str(init).endswith(".safetensors"):
         # Sampled small and judged small; only the chosen ones are enlarged.
-        candidates = gmm.load().sample(CANDIDATES_A_CLASS, generator).to(model.device)
+        mixture = gmm.load(None if init == "gmm" else Path(str(init)))
+        candidates = mixture.sample(CANDIDATES_A_CLASS, generator).to(model.device)
         side = model.visual.native_size
         with torch.no_grad():
             z = torch.cat(

@@ -126,6 +126,30 @@ def test_mixture_has_the_moments_it_was_given():
     assert (drawn.mean(1) - mixture.means).abs().mean() < 0.03
 
 
+def test_a_mixture_of_ones_own(model, tmp_path):
+    folder = tmp_path / "pictures" / "blue"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (20, 20), (0, 0, 200 + number)).save(folder / f"{number}.png")
+    module = "clipag_plugins.finetune.gmm"
+    command = [sys.executable, "-m", module, "--folder", "pictures", "--out", "own.safetensors"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    drawn = []
+    options = {"steps": 1, "size": 32, "views": 1, "progress": False}
+    sample(
+        ["apple"],
+        model,
+        init=tmp_path / "own.safetensors",
+        callback=lambda step, images, losses: drawn.append(images),
+        **options,
+    )
+    red, _, blue = drawn[0].mean(dim=(0, 2, 3)).tolist()
+    assert blue == pytest.approx(201 / 255, abs=0.02) and red < 0.02
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(clip.ClipagError, match=r"cut\.safetensors"):
+        sample(["apple"], model, init=tmp_path / "cut.safetensors", **options)
+
+
 def test_same_seed_same_picture_alone_or_in_a_batch(model):
     options = {"steps": 4, "size": 64, "seed": 7, "progress": False}
     alone = sample(["red apple"], model, **options).images
