@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from . import gmm, hub
 from .ascent import Ascent, Callback, ascend
@@ -186,9 +186,8 @@ def starting_images(
         start = gmm.enlarge(candidates[nearest], size)
     else:
         picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
-        start = TF.to_dtype(TF.to_image(picture), torch.float32, scale=True)
-        start = TF.center_crop(start, [min(picture.size)] * 2)
-        start = TF.resize(start, [size, size], antialias=True)[None]
+        square = ImageOps.fit(picture, (size, size))
+        start = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
         start = start.expand(len(targets), -1, -1, -1)
     # Pixels stay float32 whatever the model is: small steps vanish in half precision.
     return start.to(model.device, torch.float32)
@@ -235,8 +234,7 @@ def upright(picture: Image.Image) -> Image.Image:
 def to_pil(image: Tensor) -> Image.Image:
     """Turn an image (3, H, W) in [0, 1] into a PIL picture."""
     rounded = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    picture: Image.Image = TF.to_pil_image(rounded.cpu())
-    return picture
+    return Image.fromarray(rounded.cpu().permute(1, 2, 0).numpy())
 
 
 def save_png(picture: Image.Image, path: Path, facts: Mapping[str, object]) -> None:

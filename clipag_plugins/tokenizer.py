@@ -1,16 +1,28 @@
 """CLIP's tokenizer, with OpenAI's `tokenize` signature."""
 
+import importlib.util
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 
 CONTEXT_LENGTH = 77
 
 
 @lru_cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+def _tokenizer() -> Any:
+    """open_clip's tokenizer, read from its file: the whole package takes seconds to import."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("open_clip is missing: pip install open_clip_torch")
+    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("clipag_plugins._open_clip_tokenizer", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported: reinstall open_clip_torch")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def tokenize(

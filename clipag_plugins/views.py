@@ -7,8 +7,8 @@ patch views of random crops, which bring out detail.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +42,11 @@ class Views:
     saturation: float = 1.0
     cutout: float = 0.5
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _transforms(self) -> tuple[nn.Module, nn.Module]:
+        """What is done to global views and to patch views."""
+        import kornia.augmentation as K  # here, since it takes a second to import
+
         jitter = K.ColorJiggle(
             (max(0.0, 1 - self.brightness), 1 + self.brightness),
             (max(0.0, 1 - self.contrast), 1 + self.contrast),
@@ -54,8 +58,7 @@ class Views:
         )
         area = self.cutout**2
         cut = K.RandomErasing((area, area), (1.0, 1.0), 0.5, p=1.0 if area else 0.0)
-        object.__setattr__(self, "_whole", nn.Sequential(jitter, pose, cut))
-        object.__setattr__(self, "_part", nn.Sequential(jitter, cut))
+        return nn.Sequential(jitter, pose, cut), nn.Sequential(jitter, cut)
 
     def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return every view of every image, and each view's weight.
@@ -79,15 +82,16 @@ class Views:
         return torch.stack(batch), weights / weights.sum()
 
     def _of(self, image: Tensor, size: int) -> Tensor:
+        of_whole, of_part = self._transforms
         views = []
         if self.global_views:
             whole = resample(image, size).expand(self.global_views, -1, -1, -1)
-            views.append(self._whole(whole))  # type: ignore[attr-defined]
+            views.append(of_whole(whole))
         if self.patch_views:
             # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
             # no filter, and the full image is filtered once instead of once a view.
             source = resample(image, min(*image.shape[-2:], round(size / self.patch)))
-            views.append(self._part(self._crops(source, size)))  # type: ignore[attr-defined]
+            views.append(of_part(self._crops(source, size)))
         result = torch.cat(views)
         if self.noise:
             result = result + self.noise * torch.randn(result.shape, dtype=result.dtype).to(result)
