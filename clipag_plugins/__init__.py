@@ -9,6 +9,7 @@ picture = clip.generate("a red apple")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import clip
     from .ascent import Ascent, ascend
     from .canvas import Canvas, PixelCanvas
     from .errors import ClipagError
@@ -37,6 +38,8 @@ _HOMES = {
     "text_target": "guide",
     "tokenize": "tokenizer",
 }
+# Modules of OpenAI's package that scripts reach as attributes; `model` is here already.
+_PACKAGES = {"clip": ".clip", "simple_tokenizer": ".clip.simple_tokenizer"}
 
 __all__ = [
     "Ascent",
@@ -49,6 +52,7 @@ __all__ = [
     "Views",
     "ascend",
     "available_models",
+    "clip",
     "generate",
     "image_target",
     "load",
@@ -61,8 +65,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import clipag_plugins` stays instant."""
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _PACKAGES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _PACKAGES:
+        return import_module(_PACKAGES[name], __name__)
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

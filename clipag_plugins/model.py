@@ -1,6 +1,8 @@
-"""`load_clipag()` and `ClipagModel`: OpenAI CLIP's API over robust weights."""
+"""`load()`, `load_clipag()` and `ClipagModel`: OpenAI CLIP's API over robust weights."""
 
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,13 @@ from torch.nn import functional as F
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INPUT_RESOLUTION = 224
+
+
+def resample(image: Tensor, side: int) -> Tensor:
+    """Bring images (B, 3, H, W) to (B, 3, side, side); those of that size pass unchanged."""
+    if image.shape[-2:] == (side, side):
+        return image
+    return F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
 
 
 class ImageTower(nn.Module):
@@ -29,43 +38,51 @@ class ImageTower(nn.Module):
         self.output_dim = output_dim
         self.input_resolution = INPUT_RESOLUTION
 
+    def __getattr__(self, name: str) -> Any:
+        """Reach through to the tower's own parts: `visual.layer4` works as on OpenAI's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "tower":  # not set yet
+                raise
+            return getattr(self.tower, name)
+
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""
-        size = (self.native_size, self.native_size)
-        if image.shape[-2:] != size:
-            image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
-        embedding: Tensor = self.tower(image)
+        embedding: Tensor = self.tower(resample(image, self.native_size))
         return embedding
 
 
 class ClipagModel(nn.Module):
-    """A CLIP with OpenAI's interface.
+    """A CLIP with OpenAI's interface; its kinds differ in their towers alone.
 
     Args:
         name: what the model is called in messages and picture metadata.
-        visual: the image tower.
-        text: maps (B, context_length) int64 tokens to (B, embed_dim).
+        visual: the image tower, with `input_resolution`, `native_size` and `output_dim`.
         logit_scale: logarithm of the inverse temperature.
         context_length: number of text positions.
         vocab_size: number of BPE tokens.
+        config: the architecture, as an `open_clip_config.json` has it under `model_cfg`.
     """
+
+    visual: Any  # its parts differ from kind to kind
 
     def __init__(
         self,
         name: str,
-        visual: ImageTower,
-        text: nn.Module,
+        visual: nn.Module,
         logit_scale: float,
         context_length: int,
         vocab_size: int,
+        config: dict[str, Any],
     ):
         super().__init__()
         self.name = name
         self.visual = visual
-        self.text = text
-        self.logit_scale = nn.Parameter(torch.tensor(logit_scale))
+        self.logit_scale = nn.Parameter(torch.tensor(float(logit_scale)))
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self.config = config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,9 +104,8 @@ class ClipagModel(nn.Module):
         return embedding
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Return text embeddings (B, embed_dim), not normalised, of (B, 77) int64 tokens."""
-        embedding: Tensor = self.text(text)
-        return embedding
+        """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
+        raise NotImplementedError
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return (logits_per_image, logits_per_text), as OpenAI's CLIP does."""
@@ -97,6 +113,108 @@ class ClipagModel(nn.Module):
         z_text = F.normalize(self.encode_text(text), dim=-1)
         logits = self.logit_scale.exp() * z_image @ z_text.t()
         return logits, logits.t()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the state dict under the names that `save_pretrained` writes."""
+        return self.state_dict()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_dir: str | Path,
+        revision: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> "ClipagModel":
+        """Load a repository of the Hugging Face Hub, or a folder laid out like one.
+
+        Args:
+            repo_or_dir: "owner/name" or a folder, with `open_clip_config.json` and
+                `open_clip_model.safetensors`, or what `save_pretrained` wrote.
+            revision: branch, tag or commit of the repository.
+            device: where the model goes.
+            cache_dir: instead of the Hub's own cache.
+            token: instead of the one that `hf auth login` or `HF_TOKEN` gave.
+
+        Raises:
+            ClipagError: it cannot be had, or its files are not such a model.
+        """
+        from . import hub
+
+        model = hub.from_pretrained(str(repo_or_dir), revision, cache_dir, token)
+        return model.to(device).eval().requires_grad_(False)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights, config and model card to a folder, which is made if need be.
+
+        All but the embedded models load in plain open_clip too:
+        `open_clip.create_model_from_pretrained("local-dir:FOLDER")`.
+        """
+        from . import hub
+
+        return hub.save_pretrained(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload weights, config and model card",
+        revision: str | None = None,
+        private: bool = False,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> str:
+        """Save to a repository of the Hub, made if need be, and return the commit's address.
+
+        Raises:
+            ClipagError: the Hub refuses, or cannot be reached.
+        """
+        from . import hub
+
+        return hub.push_to_hub(self, repo_id, commit_message, revision, private, create_pr, token)
+
+
+class TwoTowers(ClipagModel):
+    """The embedded kind: an image tower, and a text tower of its own design.
+
+    Args:
+        name: as for `ClipagModel`, and so are the others but `text`.
+        visual: the image tower.
+        text: maps (B, context_length) integer tokens to (B, embed_dim).
+        logit_scale: logarithm of the inverse temperature.
+        context_length: number of text positions.
+        vocab_size: number of BPE tokens.
+        config: the architecture.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        visual: ImageTower,
+        text: nn.Module,
+        logit_scale: float,
+        context_length: int,
+        vocab_size: int,
+        config: dict[str, Any],
+    ):
+        super().__init__(name, visual, logit_scale, context_length, vocab_size, config)
+        self.text = text
+
+    def __getattr__(self, name: str) -> Any:
+        """Reach through to the text tower's parts: `model.token_embedding` as on OpenAI's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "text":  # not set yet
+                raise
+            return getattr(self.text, name)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
+        embedding: Tensor = self.text(text)
+        return embedding
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -106,46 +224,82 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def preprocess(image: Any) -> Tensor:
-    """Turn a PIL image into a model's input, (3, 224, 224) float32, as OpenAI's transform does."""
+def transform(side: int) -> Callable[[Any], Tensor]:
+    """Return what turns a PIL image into a model's input, (3, side, side) float32.
+
+    It resizes, crops the centre and normalises as OpenAI's transform does.
+    """
     from torchvision.transforms import v2
 
-    transform = v2.Compose(
+    return v2.Compose(  # type: ignore[no-any-return]
         [
-            v2.Resize(INPUT_RESOLUTION, interpolation=v2.InterpolationMode.BICUBIC),
-            v2.CenterCrop(INPUT_RESOLUTION),
+            v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(side),
             v2.Lambda(lambda picture: picture.convert("RGB")),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
-    result: Tensor = transform(image)
-    return result
+
+
+def preprocess(image: Any) -> Tensor:
+    """Turn a PIL image into a model's input, (3, 224, 224) float32, as OpenAI's transform does."""
+    return transform(INPUT_RESOLUTION)(image)
 
 
 def available_models() -> list[str]:
-    """Return the names that `load_clipag` knows."""
+    """Return the names that `load` and `load_clipag` know."""
     from . import hub
 
     return list(hub.MODELS)
 
 
 def load(
-    name: str | Path = "clipag-mini", device: str | torch.device = "cpu"
+    name: str | os.PathLike[str] = "clipag-mini",
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | None = None,
 ) -> tuple[ClipagModel, Callable[[Any], Tensor]]:
-    """Load a model and its preprocessing, as OpenAI's `clip.load` returns them."""
-    return load_clipag(name, device), preprocess
+    """Load a model and its preprocessing, as OpenAI's `clip.load` does.
+
+    Args:
+        name: a name of `available_models()`, a checkpoint file, a folder, or a repository
+            of the Hugging Face Hub as "owner/name".
+        device: where the model goes; by default CUDA if there is one. On CUDA the weights
+            are half precision, as OpenAI's are.
+        jit: accepted for old scripts, with a warning: there is no TorchScript here.
+        download_root: folder for downloads instead of the usual caches.
+
+    Returns:
+        The model in eval mode, and the transform from a PIL image to its input.
+
+    Raises:
+        ClipagError: the name is unknown, or the file is not such a model.
+    """
+    from . import hub
+    from .vit import convert_weights
+
+    if jit:
+        warnings.warn("jit=True is ignored: the model is a plain torch module.", stacklevel=2)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    model = hub.load(name, download_root)
+    if device.type == "cuda":
+        convert_weights(model)
+    model = model.to(device).eval()
+    return model, transform(model.visual.input_resolution)
 
 
 def load_clipag(
     name: str | Path = "clipag-mini", device: str | torch.device = "cpu"
 ) -> ClipagModel:
-    """Load a CLIPAG, frozen and in eval mode.
+    """Load a CLIPAG, frozen, in eval mode and in float32.
 
     Args:
-        name: a name of `available_models()`, or the path of a weights file: an OpenCLIP
-            `ViT-B-32` state dict as `.safetensors` or `.pt`.
+        name: what `load` takes: a name of `available_models()`, a weights file
+            (`.safetensors` or `.pt`), a folder or a repository.
         device: where the model goes.
 
     Raises:
@@ -154,3 +308,17 @@ def load_clipag(
     from . import hub
 
     return hub.load(name).to(device).eval().requires_grad_(False)
+
+
+def build_model(state_dict: Mapping[str, Tensor]) -> ClipagModel:
+    """Build a CLIP from a state dict in OpenAI's names, as `clip.model.build_model` does.
+
+    The activation is OpenAI's QuickGELU, unless the state dict came from a model of this
+    package, which remembers its own. Weights come out as float32, in eval mode.
+
+    Raises:
+        ClipagError: the state dict is not a CLIP's.
+    """
+    from . import architecture
+
+    return architecture.from_state(state_dict, "state dict", quick_gelu=True).eval()

@@ -1,8 +1,6 @@
 """CLIP's tokenizer, with OpenAI's `tokenize` signature."""
 
-import importlib.util
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +10,9 @@ CONTEXT_LENGTH = 77
 
 @lru_cache
 def _tokenizer() -> Any:
-    """open_clip's tokenizer, read from its file: the whole package takes seconds to import."""
-    package = importlib.util.find_spec("open_clip")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("open_clip is missing: pip install open_clip_torch")
-    path = Path(package.submodule_search_locations[0]) / "tokenizer.py"
-    spec = importlib.util.spec_from_file_location("clipag_plugins._open_clip_tokenizer", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be imported: reinstall open_clip_torch")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SimpleTokenizer()
+    from .clip.simple_tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer()
 
 
 def tokenize(
@@ -36,7 +26,7 @@ def tokenize(
         truncate: cut texts that are too long instead of refusing them.
 
     Returns:
-        (len(texts), context_length) int64, padded with 0 after the end-of-text token.
+        (len(texts), context_length) int32, padded with 0 after the end-of-text token.
 
     Raises:
         RuntimeError: a text is too long and `truncate` is false.
@@ -44,7 +34,7 @@ def tokenize(
     if isinstance(texts, str):
         texts = [texts]
     tokenizer = _tokenizer()
-    result = torch.zeros(len(texts), context_length, dtype=torch.long)
+    result = torch.zeros(len(texts), context_length, dtype=torch.int)
     for row, text in enumerate(texts):
         tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
         if len(tokens) > context_length:

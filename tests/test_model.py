@@ -13,7 +13,7 @@ def test_interface_is_openais(model):
     image = preprocess(Image.new("RGB", (300, 200), "red"))[None]
     text = clip.tokenize(["a red apple", "a castle", "a dog"])
     assert image.shape == (1, 3, 224, 224)
-    assert text.shape == (3, 77) and text.dtype == torch.long
+    assert text.shape == (3, 77) and text.dtype == torch.int
     per_image, per_text = model(image, text)
     assert per_image.shape == (1, 3) and torch.equal(per_image.t(), per_text)
     assert model.encode_image(image).shape == (1, model.visual.output_dim)

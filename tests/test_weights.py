@@ -47,7 +47,9 @@ def test_unknown_name_lists_the_known():
         clip.load_clipag("clipag-maxi")
 
 
-def test_model_to_be_fetched_says_from_where():
+def test_model_to_be_fetched_says_from_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(clip.ClipagError, match="10446026"):
         clip.load_clipag("ViT-B/32")
 

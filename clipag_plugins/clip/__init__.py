@@ -1,0 +1,26 @@
+"""OpenAI's `clip` package, with these weights.
+
+from clipag_plugins import clip
+
+model, preprocess = clip.load("ViT-B/32")
+"""
+
+from importlib import import_module
+from typing import Any
+
+from ..model import available_models, load
+from ..tokenizer import tokenize
+
+__all__ = ["available_models", "load", "tokenize"]
+
+_MODULES = ("clip", "model", "simple_tokenizer")
+_PRIVATE = ("_MODELS", "_download", "_tokenizer", "_transform")
+
+
+def __getattr__(name: str) -> Any:
+    """Import OpenAI's submodules when they are first used, and find what they keep private."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _PRIVATE:
+        return getattr(import_module(".clip", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
