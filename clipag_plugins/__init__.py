@@ -38,8 +38,8 @@ _HOMES = {
     "text_target": "guide",
     "tokenize": "tokenizer",
 }
-# Modules of OpenAI's package that scripts reach as attributes; `model` is here already.
-_PACKAGES = {"clip": ".clip", "simple_tokenizer": ".clip.simple_tokenizer"}
+# Modules of OpenAI's package that scripts reach as attributes.
+_PACKAGES = {"clip": ".clip", "model": ".model", "simple_tokenizer": ".clip.simple_tokenizer"}
 
 __all__ = [
     "Ascent",

@@ -65,9 +65,18 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_openais(state: Mapping[str, Tensor]) -> bool:
-    """OpenAI's files hold three numbers beside the weights, or mix half and full precision."""
+    """Say whether OpenAI's code wrote a state dict, rather than open_clip's.
+
+    OpenAI's files hold three numbers beside the weights, or mix half and full precision;
+    and OpenAI's blocks define their attention before their first norm, open_clip's after.
+    """
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
-    return all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}
+    if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
+        return True
+    block = "transformer.resblocks.0."
+    parts = [key.removeprefix(block) for key in state if key.startswith(block)]
+    # Sorted names, as in .safetensors, say nothing of the code: there the bias comes first.
+    return parts[:2] == ["attn.in_proj_weight", "attn.in_proj_bias"]
 
 
 def infer_config(state: Mapping[str, Tensor], what: str) -> dict[str, Any]:

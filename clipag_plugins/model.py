@@ -322,3 +322,12 @@ def build_model(state_dict: Mapping[str, Tensor]) -> ClipagModel:
     from . import architecture
 
     return architecture.from_state(state_dict, "state dict", quick_gelu=True).eval()
+
+
+def __getattr__(name: str) -> Any:
+    """Find the rest of OpenAI's `clip.model` for `import clipag_plugins as clip`."""
+    if name in ("CLIP", "convert_weights"):
+        from . import vit
+
+        return getattr(vit, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,8 +41,9 @@ class ResidualAttentionBlock(nn.Module):
         self, width: int, heads: int, mlp_width: int, quick_gelu: bool = True, causal: bool = False
     ):
         super().__init__()
-        self.attn = nn.MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
+        self.attn = nn.MultiheadAttention(width, heads)
+        self.ln_2 = LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, mlp_width),
@@ -50,7 +51,6 @@ class ResidualAttentionBlock(nn.Module):
                 c_proj=nn.Linear(mlp_width, width),
             )
         )
-        self.ln_2 = LayerNorm(width)
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,225 @@
+"""OpenAI's `clip`, argument for argument: the same numbers, names and errors."""
+
+import subprocess
+import sys
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import clipag_plugins
+from clipag_plugins import clip
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
+CONFIG = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
+RESNET = {**CONFIG, "embed_dim": 64}
+RESNET["vision_cfg"] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
+
+
+def make(config=CONFIG, quick_gelu=False):
+    """An open_clip model with weights that are nowhere near their small start."""
+    model = open_clip.CLIP(**config, quick_gelu=quick_gelu).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    model.logit_scale.data.fill_(3.0)
+    return model
+
+
+def same(ours, theirs, side=32):
+    """Both models agree: embeddings and logits to 1e-4, image gradients to 1e-3 relative."""
+    image = torch.randn(3, 3, side, side)
+    text = clip.tokenize(["a dog", "a red apple on a table", "x", ""])
+    gradients, outputs = [], []
+    for model in (ours, theirs):
+        pixels = image.clone().requires_grad_(True)
+        z_image, z_text = model.encode_image(pixels), model.encode_text(text)
+        z_image = z_image / z_image.norm(dim=-1, keepdim=True)
+        z_text = z_text / z_text.norm(dim=-1, keepdim=True)
+        logits = model.logit_scale.exp() * z_image @ z_text.t()
+        gradients.append(torch.autograd.grad(logits[:, 0].sum(), pixels)[0])
+        outputs.append((model.encode_image(image), model.encode_text(text), logits))
+    for a, b in zip(*outputs, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+    assert torch.allclose(ours(image, text)[0], outputs[1][2], atol=1e-3)
+    assert (gradients[0] - gradients[1]).norm() <= 1e-3 * gradients[1].norm()
+
+
+@pytest.fixture(scope="module")
+def openai():
+    return pytest.importorskip("clip", reason="clip-anytorch, with setuptools<81, is the reference")
+
+
+@pytest.fixture(scope="module")
+def reference(openai):
+    """A small CLIP of OpenAI's own code."""
+    torch.manual_seed(1)
+    model = openai.model.CLIP(16, 32, 2, 64, 8, 77, 49408, 64, 1, 2).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize(("config", "side"), [(CONFIG, 32), (RESNET, 64)])
+def test_open_clips_numbers(config, side, quick_gelu):
+    theirs = make(config, quick_gelu)
+    from clipag_plugins import architecture
+
+    same(
+        architecture.from_state(theirs.state_dict(), "x", quick_gelu=quick_gelu).eval(),
+        theirs,
+        side,
+    )
+
+
+def test_openais_numbers(reference):
+    same(clip.model.build_model(reference.state_dict()), reference)
+
+
+def test_openais_inner_layout(reference):
+    """Scripts that re-run or hook the insides meet the same shapes and numbers."""
+    ours = clip.model.build_model(reference.state_dict())
+    assert ours.state_dict().keys() == reference.state_dict().keys()
+    seen = []
+    for model in (ours, reference):
+        x = model.visual.conv1(torch.ones(2, 3, 32, 32)).flatten(2).permute(0, 2, 1)
+        first = model.visual.class_embedding + torch.zeros(2, 1, 64)
+        x = torch.cat([first, x], dim=1) + model.visual.positional_embedding
+        x = model.visual.ln_pre(x).permute(1, 0, 2)
+        for block in model.visual.transformer.resblocks:
+            x = block(x)
+        x = model.visual.ln_post(x.permute(1, 0, 2)[:, 0]) @ model.visual.proj
+        text = clip.tokenize(["a dog", "a cat"])
+        y = model.token_embedding(text) + model.positional_embedding
+        y = model.ln_final(model.transformer(y.permute(1, 0, 2)).permute(1, 0, 2))
+        y = y[torch.arange(2), text.argmax(-1)] @ model.text_projection
+        seen.append((x, y))
+        assert model.visual.output_dim == 16 and model.visual.input_resolution == 32
+        assert model.context_length == 77 and model.vocab_size == 49408
+        assert model.dtype == torch.float32
+    for a, b in zip(*seen, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_an_own_state_dict_keeps_its_activation(tmp_path):
+    theirs = make(quick_gelu=False)
+    save_file(theirs.state_dict(), tmp_path / "gelu.safetensors")
+    ours, _ = clip.load(str(tmp_path / "gelu.safetensors"), device="cpu")
+    same(clip.model.build_model(ours.state_dict()), theirs)
+    torch.save(ours.state_dict(), tmp_path / "again.pt")
+    same(clip.load(str(tmp_path / "again.pt"), device="cpu")[0], theirs)
+
+
+def test_open_clips_checkpoint_file(tmp_path):
+    theirs = make(quick_gelu=False)
+    state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "epoch_1.pt")
+    same(clip.load(str(tmp_path / "epoch_1.pt"), device="cpu")[0], theirs)
+
+
+def test_openais_checkpoint_files(reference, openai, tmp_path):
+    """A jit archive as OpenAI ships them, half precision and three extra numbers in it."""
+    half = openai.model.CLIP(16, 32, 2, 64, 8, 77, 49408, 64, 1, 2).eval()
+    half.load_state_dict(reference.state_dict())
+    torch.save(half.state_dict(), tmp_path / "full.pt")
+    openai.model.convert_weights(half)
+    torch.save(half.state_dict(), tmp_path / "half.pt")
+    for extra, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+        if hasattr(half, extra):
+            delattr(half, extra)
+        half.register_buffer(extra, torch.tensor(value))
+    example = torch.zeros(1, 3, 32, 32, dtype=torch.half)
+    traced = torch.jit.trace_module(half, {"encode_image": example}, check_trace=False)
+    traced.save(str(tmp_path / "jit.pt"))
+    for name in ("full.pt", "half.pt", "jit.pt"):
+        ours, transform = clip.load(str(tmp_path / name), device="cpu")
+        assert ours.dtype == torch.float32
+        assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+        same(ours, reference if name == "full.pt" else half.float())
+
+
+def test_other_sizes_are_resampled_inside():
+    model = clip.model.build_model(make().state_dict())
+    assert model.encode_image(torch.rand(1, 3, 224, 224)).shape == (1, 16)
+
+
+def test_tokens(openai):
+    texts = ["A red apple", "Ünïcode €5 & don't 🍎", "x &amp; y", "<|startoftext|> hi", ""]
+    assert torch.equal(clip.tokenize(texts), openai.tokenize(texts).int())
+    ours, theirs = clip.simple_tokenizer.SimpleTokenizer(), openai.clip._tokenizer
+    assert ours.encoder == theirs.encoder and ours.decoder == theirs.decoder
+    assert all(ours.encode(text) == theirs.encode(text) for text in texts)
+    assert ours.decode(ours.encode("a red apple")) == "a red apple "
+
+
+def test_tokenize_arguments():
+    assert clip.tokenize("a dog").dtype == torch.int
+    assert clip.tokenize(["a", "b"], context_length=5).shape == (2, 5)
+    with pytest.raises(RuntimeError, match="is too long for context length 5"):
+        clip.tokenize("a b c d e", 5)
+    assert clip.tokenize("a b c d e", 5, truncate=True)[0, -1] == 49407
+
+
+def test_preprocessing_is_openais(openai):
+    image = Image.effect_noise((301, 200), 80).convert("RGBA")
+    assert torch.allclose(
+        clip.clip._transform(64)(image), openai.clip._transform(64)(image), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("package", [clipag_plugins, clip])
+def test_load(package):
+    with pytest.warns(UserWarning, match="jit=True is ignored"):
+        model, preprocess = package.load("clipag-mini", device="cpu", jit=True, download_root=None)
+    assert not model.training and package.available_models()[0] == "clipag-mini"
+    image = preprocess(Image.new("RGB", (300, 200), "red"))[None]
+    probabilities = model(image, package.tokenize(["an apple", "a dog"]))[0].softmax(dim=-1)
+    assert probabilities.shape == (1, 2)
+    assert model.token_embedding.weight.shape[0] == model.vocab_size
+
+
+def test_the_default_device_is_openais():
+    model, _ = clip.load("clip-mini")
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert model.dtype == (torch.half if torch.cuda.is_available() else torch.float32)
+
+
+def test_half_precision_as_openais(reference, openai):
+    theirs = openai.model.CLIP(16, 32, 2, 64, 8, 77, 49408, 64, 1, 2)
+    openai.model.convert_weights(theirs)
+    ours = clip.model.build_model(reference.state_dict())
+    clip.model.convert_weights(ours)
+    assert ours.dtype == torch.half
+    assert {k: v.dtype for k, v in ours.state_dict().items()} == {
+        k: v.dtype for k, v in theirs.state_dict().items()
+    }
+    assert ours.encode_image(torch.rand(1, 3, 32, 32)).dtype == torch.half
+    assert ours.float().encode_image(torch.rand(1, 3, 32, 32)).dtype == torch.float
+
+
+def test_a_resnet_by_openais_constructor_says_what_to_do():
+    with pytest.raises(clipag_plugins.ClipagError, match="build_model"):
+        clip.model.CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2)
+
+
+def test_openais_names_without_a_clipag():
+    with pytest.raises(clipag_plugins.ClipagError, match="'vanilla:RN50' is OpenAI's"):
+        clip.load("RN50")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from clipag_plugins import clip; clip.clip._transform; clip.model.build_model",
+        "import clipag_plugins as clip; clip.clip._MODELS",
+        "import clipag_plugins as clip; clip.model.build_model; clip.model.CLIP",
+        "import clipag_plugins.clip.model; from clipag_plugins.clip.clip import _download",
+        "from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer",
+        "from clipag_plugins.clip import *; load, tokenize, available_models",
+    ],
+)
+def test_imports_of_old_scripts(code):
+    subprocess.run([sys.executable, "-c", code], check=True)
