@@ -34,20 +34,15 @@ def from_state(
         state: the tensors.
         what: what messages call it, such as the file's path.
         name: what the model will be called.
-        quick_gelu: the activation where the state dict gives no hint: float32 state dicts
-            of OpenAI's and open_clip's models look alike.
+        quick_gelu: the activation where nothing in the state dict tells.
 
     Raises:
         ClipagError: it is not a CLIP's, or a tensor is of the wrong shape or not finite.
     """
-    metadata = getattr(state, "_metadata", {}).get("", {})
-    if "quick_gelu" in metadata:
-        quick_gelu = bool(metadata["quick_gelu"])
-    elif _is_openais(state):
-        quick_gelu = True
+    hint = _activation(state)
     state = clean(state)
     config = infer_config(state, what)
-    if quick_gelu:
+    if quick_gelu if hint is None else hint:
         config["quick_gelu"] = True
     return from_config(config, state, what, name)
 
@@ -64,19 +59,25 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _is_openais(state: Mapping[str, Tensor]) -> bool:
-    """Say whether OpenAI's code wrote a state dict, rather than open_clip's.
+def _activation(state: Mapping[str, Tensor]) -> bool | None:
+    """Say whether a state dict wants QuickGELU; None where nothing in it tells.
 
-    OpenAI's files hold three numbers beside the weights, or mix half and full precision;
-    and OpenAI's blocks define their attention before their first norm, open_clip's after.
+    Those of this package say so. OpenAI's files hold three numbers beside the weights, or mix
+    half and full precision. Else the order tells whose code wrote it: OpenAI's blocks define
+    their attention before their first norm, open_clip's after. Sorted names, as in
+    `.safetensors`, tell nothing: there the bias comes before the weight.
     """
+    metadata = getattr(state, "_metadata", {}).get("", {})
+    if "quick_gelu" in metadata:
+        return bool(metadata["quick_gelu"])
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
     if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
         return True
-    block = "transformer.resblocks.0."
-    parts = [key.removeprefix(block) for key in state if key.startswith(block)]
-    # Sorted names, as in .safetensors, say nothing of the code: there the bias comes first.
-    return parts[:2] == ["attn.in_proj_weight", "attn.in_proj_bias"]
+    block = "visual.transformer.resblocks.0."
+    parts = [key.rpartition(block)[2] for key in state if block in key]
+    if parts[:2] == ["attn.in_proj_weight", "attn.in_proj_bias"]:
+        return True
+    return False if parts[:2] == ["ln_1.weight", "ln_1.bias"] else None
 
 
 def infer_config(state: Mapping[str, Tensor], what: str) -> dict[str, Any]:
@@ -184,7 +185,10 @@ def check_config(config: dict[str, Any], what: str) -> None:
             f"The text tower of {what} is {text['hf_model_name']!r} from transformers: only "
             "CLIP's own text transformer is supported."
         )
-    if "init_logit_bias" in config or text.get("vocab_size", 49408) > 49408:
+    if ":" in str(vision.get("timm_model_name")):
+        raise ClipagError(f"{what} takes its image tower from elsewhere: choose another model.")
+    other_tokens = "hf_tokenizer_name" in text and text.get("vocab_size", 49408) != 49408
+    if "init_logit_bias" in config or other_tokens or text.get("vocab_size", 0) > 49408:
         raise ClipagError(f"{what} is not trained on CLIP's tokens and loss: choose a CLIP.")
     for part in (config, vision, text):
         for key, value in part.items():

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from .errors import ClipagError
 from .files import write_beside
@@ -162,12 +161,15 @@ def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:
     if constants.HF_HUB_OFFLINE:
         raise urllib.error.URLError("HF_HUB_OFFLINE is set")
     with urllib.request.urlopen(f"{ZENODO}/api/records/{record}", timeout=TIMEOUT) as answer:
-        entries: list[dict[str, Any]] = json.load(answer)["files"]
-    for entry in entries:
-        if entry["key"] == filename:
+        try:
+            entry = next(e for e in json.load(answer)["files"] if e["key"] == filename)
             algorithm, checksum = entry["checksum"].split(":")
-            return entry["size"], algorithm, checksum
-    raise ClipagError(f"Zenodo record {record} has no file {filename}: see {ZENODO}.")
+            return int(entry["size"]), algorithm, checksum
+        except (StopIteration, LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ClipagError(
+                f"Zenodo's answer names no file {filename} in record {record}: see "
+                f"{ZENODO}/records/{record}."
+            ) from error
 
 
 def _fetch(url: str, partial: Path, size: int) -> None:

@@ -187,7 +187,7 @@ def from_pretrained(
     if config_path.name == OPEN_CLIP_CONFIG:
         preprocessing = config.get("preprocess_cfg", {})
         architecture.check_preprocessing(preprocessing, repo_or_dir)
-        name = config.get("name", repo_or_dir)
+        name = str(config.get("name", repo_or_dir))
         return architecture.from_config(config["model_cfg"], state, what, name)
     shape, name = config["model_cfg"], str(config.get("name"))
     architecture.check_config(shape, what)

@@ -41,9 +41,13 @@ class ResidualAttentionBlock(nn.Module):
         self, width: int, heads: int, mlp_width: int, quick_gelu: bool = True, causal: bool = False
     ):
         super().__init__()
+        # OpenAI's code defines attention first, open_clip's its norm: where a state dict has
+        # lost all else, that order says which activation the weights want.
+        if quick_gelu:
+            self.attn = nn.MultiheadAttention(width, heads)
         self.ln_1 = LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_2 = LayerNorm(width)
+        if not quick_gelu:
+            self.attn = nn.MultiheadAttention(width, heads)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, mlp_width),
@@ -51,6 +55,7 @@ class ResidualAttentionBlock(nn.Module):
                 c_proj=nn.Linear(mlp_width, width),
             )
         )
+        self.ln_2 = LayerNorm(width)
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:

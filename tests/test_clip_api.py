@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clipag_plugins
-from clipag_plugins import clip
+from clipag_plugins import architecture, clip, hub
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
@@ -66,13 +66,8 @@ def reference(openai):
 @pytest.mark.parametrize(("config", "side"), [(CONFIG, 32), (RESNET, 64)])
 def test_open_clips_numbers(config, side, quick_gelu):
     theirs = make(config, quick_gelu)
-    from clipag_plugins import architecture
-
-    same(
-        architecture.from_state(theirs.state_dict(), "x", quick_gelu=quick_gelu).eval(),
-        theirs,
-        side,
-    )
+    shape = {**config, "quick_gelu": quick_gelu}
+    same(architecture.from_config(shape, theirs.state_dict(), "x", "x").eval(), theirs, side)
 
 
 def test_openais_numbers(reference):
@@ -104,13 +99,24 @@ def test_openais_inner_layout(reference):
         assert torch.allclose(a, b, atol=1e-4)
 
 
-def test_an_own_state_dict_keeps_its_activation(tmp_path):
-    theirs = make(quick_gelu=False)
-    save_file(theirs.state_dict(), tmp_path / "gelu.safetensors")
-    ours, _ = clip.load(str(tmp_path / "gelu.safetensors"), device="cpu")
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_a_state_dict_keeps_its_activation(quick_gelu, tmp_path):
+    theirs = make(quick_gelu=quick_gelu)
+    shape = {**CONFIG, "quick_gelu": quick_gelu}
+    ours = architecture.from_config(shape, theirs.state_dict(), "x", "x").eval()
     same(clip.model.build_model(ours.state_dict()), theirs)
+    same(clip.model.build_model({k: v.clone() for k, v in ours.state_dict().items()}), theirs)
     torch.save(ours.state_dict(), tmp_path / "again.pt")
     same(clip.load(str(tmp_path / "again.pt"), device="cpu")[0], theirs)
+    hub.convert(tmp_path / "again.pt", tmp_path / "converted.safetensors")
+    same(clip.load(str(tmp_path / "converted.safetensors"), device="cpu")[0], theirs)
+
+
+def test_open_clips_own_state_dict_is_gelu(tmp_path):
+    theirs = make(quick_gelu=False)
+    same(clip.clip.build_model(theirs.state_dict()), theirs)
+    save_file(theirs.state_dict(), tmp_path / "gelu.safetensors")
+    same(clip.load(str(tmp_path / "gelu.safetensors"), device="cpu")[0], theirs)
 
 
 def test_open_clips_checkpoint_file(tmp_path):
@@ -120,6 +126,7 @@ def test_open_clips_checkpoint_file(tmp_path):
     same(clip.load(str(tmp_path / "epoch_1.pt"), device="cpu")[0], theirs)
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and says so often
 def test_openais_checkpoint_files(reference, openai, tmp_path):
     """A jit archive as OpenAI ships them, half precision and three extra numbers in it."""
     half = openai.model.CLIP(16, 32, 2, 64, 8, 77, 49408, 64, 1, 2).eval()

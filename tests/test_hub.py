@@ -143,8 +143,10 @@ def test_pull_and_load(environment, server, tmp_path):
     assert len(server.seen) == downloads
 
 
-def test_a_cut_connection_is_taken_up_again(here, repository):
+def test_a_cut_connection_is_taken_up_again(here, repository, monkeypatch):
     here.fault = "cut"
+    # Less than a chunk is not kept, and the file is smaller than the usual chunk.
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
     same(clip.load_clipag("chs20/robust"), clip.load_clipag(repository))
     assert any(asked and asked != "bytes=0-" for _, _, asked in here.seen)
 
@@ -280,6 +282,22 @@ def test_zenodo_resumes_what_another_process_left(record, tmp_path):
     assert record.seen[-1][2] == "bytes=5000-"
 
 
+def test_zenodo_for_two_processes_at_once(record, tmp_path):
+    record.fault = "slow"
+    code = "from clipag_plugins import download, hub; import sys; download.ZENODO = sys.argv[1]; "
+    command = [sys.executable, "-c", code + "print(hub.pull('ViT-B/32', sys.argv[2]))"]
+    command += [record.address, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert outputs[0] == outputs[1] == f"{tmp_path / 'CLIPAG_ViTB32.pt'}\n".encode()
+    assert sum("/files/" in path for _, path, _ in record.seen) == 1
+
+
+def test_zenodo_answers_something_else(here, tmp_path):
+    with pytest.raises(clip.ClipagError, match="names no file"):
+        hub.pull("ViT-B/32", tmp_path)
+
+
 def test_zenodo_lies_or_fails(record, tmp_path):
     record.fault = "liar"
     with pytest.raises(clip.ClipagError, match="arrived damaged"):
@@ -340,6 +358,7 @@ def test_a_zip_bomb(tmp_path):
         refused(tmp_path / name, "many times its size")
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_configs_that_ask_too_much(repository):
     path = repository / "open_clip_config.json"
     for part, key, value, says in (
@@ -349,7 +368,9 @@ def test_configs_that_ask_too_much(repository):
         ("vision_cfg", "patch_size", 0, "open_clip knows"),
         ("vision_cfg", "patch_size", "8", "open_clip knows"),
         ("vision_cfg", "timm_model_name", "no/such", "open_clip knows"),
+        ("vision_cfg", "timm_model_name", "hf-hub:evil/model", "elsewhere"),
         ("vision_cfg", "typo", 1, "open_clip knows"),
+        ("text_cfg", "hf_tokenizer_name", "bert", "CLIP's tokens"),
         ("text_cfg", "hf_model_name", "evil/model", "transformers"),
         ("text_cfg", "vocab_size", 250_000, "CLIP's tokens"),
     ):
@@ -371,6 +392,26 @@ def test_tensors_that_claim_to_be_large_cost_nothing(tmp_path):
     refused(tmp_path / "large.safetensors", "another architecture")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(64, 3, 8, 8).to_sparse(),
+        torch.zeros(64, 3, 8, 8, device="meta"),
+        torch.zeros(64, 3, 8, 8, dtype=torch.cfloat),
+        torch.zeros(1).expand(10**6, 3, 10**3, 10**3),
+        torch.full((64, 3, 8, 8), float("nan")),
+        torch.zeros(64, 3, 8, 8).to(torch.float8_e4m3fn),
+        torch.zeros(64, 3, 8, 9),
+    ],
+    ids=["sparse", "meta", "complex", "strides of 0", "nan", "float8", "wrong shape"],
+)
+def test_odd_tensors(tensor, tmp_path):
+    torch.save({**open_clip.CLIP(**CONFIG).state_dict(), "visual.conv1.weight": tensor},
+               tmp_path / "odd.pt")  # fmt: skip
+    refused(tmp_path / "odd.pt")
+
+
 def mutate(data, dice):
     """Flip, cut, insert or swap something in a file."""
     data = bytearray(data)
@@ -390,6 +431,7 @@ def mutate(data, dice):
     return bytes(data)
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and says so often
 def test_two_thousand_mutated_files(tmp_path):
     """Each is refused with our error, or is a model with every weight finite; none crashes."""
     small = {**CONFIG, "text_cfg": {**TEXT, "vocab_size": 20, "context_length": 8}}

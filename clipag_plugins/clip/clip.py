@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .. import hub
 from ..errors import ClipagError
-from ..model import available_models, load, transform
+from ..model import available_models, build_model, load, transform
 from ..tokenizer import tokenize
 from .simple_tokenizer import SimpleTokenizer as _Tokenizer
 
-__all__ = ["available_models", "load", "tokenize"]
+__all__ = ["available_models", "build_model", "load", "tokenize"]
 
 _tokenizer = _Tokenizer()
 _MODELS = {name: f"{source.place}:{source.address}" for name, source in hub.MODELS.items()}
