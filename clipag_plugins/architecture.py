@@ -1,6 +1,7 @@
 """From a state dict or an open_clip config to a model, checked tensor by tensor."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ LARGEST, DEEPEST = 1_000_000, 200
 
 
 def from_state(
-    state: Mapping[str, Tensor], what: str, name: str = "CLIP", quick_gelu: bool = False
+    state: Mapping[str, Tensor], what: str, name: str = "CLIP", quick_gelu: bool | None = None
 ) -> ClipagModel:
     """Build the model that a state dict in OpenAI's names is of.
 
@@ -34,7 +35,8 @@ def from_state(
         state: the tensors.
         what: what messages call it, such as the file's path.
         name: what the model will be called.
-        quick_gelu: the activation where nothing in the state dict tells.
+        quick_gelu: the activation where nothing in the state dict tells; None assumes
+            open_clip's usual GELU, with a warning.
 
     Raises:
         ClipagError: it is not a CLIP's, or a tensor is of the wrong shape or not finite.
@@ -42,6 +44,12 @@ def from_state(
     hint = _activation(state)
     state = clean(state)
     config = infer_config(state, what)
+    if hint is None and quick_gelu is None:
+        warnings.warn(
+            f"{what} does not tell its activation: GELU is assumed, as open_clip's models have; "
+            "weights of OpenAI's want QuickGELU and should come as OpenAI's own .pt file.",
+            stacklevel=2,
+        )
     if quick_gelu if hint is None else hint:
         config["quick_gelu"] = True
     return from_config(config, state, what, name)

@@ -16,6 +16,10 @@ from .files import write_beside
 
 ZENODO = "https://zenodo.org"
 TIMEOUT = 30  # seconds without a byte
+BY_HAND = (
+    "put its open_clip_config.json and open_clip_model.safetensors into a folder and give that "
+    "as the model; clipag-mini works now, without a download"
+)
 ATTEMPTS = 5  # how often a cut connection is taken up again
 
 
@@ -27,8 +31,8 @@ def cache_folder(root: str | Path | None = None) -> Path:
 
 
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence.
+def hub_errors(repo: str, remedy: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence, which ends in the remedy.
 
     Raises:
         ClipagError: any of it, but for a file that the repository does not have.
@@ -55,9 +59,7 @@ def hub_errors(repo: str) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, transport, ConnectionError, TimeoutError) as error:
         reason = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
         raise ClipagError(
-            f"{repo} cannot be reached ({_reason(reason or error)}): put its open_clip_config.json "
-            "and open_clip_model.safetensors into a folder and give that as the model; "
-            "clipag-mini works now, without a download."
+            f"{repo} cannot be reached ({_reason(reason or error)}): {remedy}."
         ) from error
     except OSError as error:
         # The Hub's client raises this where a download stays shorter than promised.
@@ -88,7 +90,7 @@ def hub_file(
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        with hub_errors(repo):
+        with hub_errors(repo, BY_HAND):
             path = Path(
                 hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir, token=token)
             )

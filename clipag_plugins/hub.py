@@ -117,6 +117,8 @@ def load(name: str | os.PathLike[str], download_root: str | Path | None = None) 
     if known in MODELS:
         return _load_named(known, MODELS[known], download_root)
     path = Path(known).expanduser()
+    if path.name in WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).is_file():
+        return from_pretrained(str(path.parent))
     if path.is_file():
         return architecture.from_state(checkpoint.read(path), str(path), path.name)
     if f"vanilla:{known}" in MODELS:
@@ -251,8 +253,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def save_pretrained(model: ClipagModel, folder: Path) -> Path:
-    """Write weights, config and model card to a folder, and return it."""
+def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") -> Path:
+    """Write weights, config and a card that names the repository; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.weights().items()}
     shape = model.config or architecture.infer_config(weights, model.name)
@@ -270,7 +272,10 @@ def save_pretrained(model: ClipagModel, folder: Path) -> Path:
         names = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
     with write_beside(folder / names[1]) as temporary:
         save_file(weights, temporary, {"format": "pt"})
-    for filename, text in ((names[0], json.dumps(config, indent=2)), ("README.md", card(model))):
+    for filename, text in (
+        (names[0], json.dumps(config, indent=2)),
+        ("README.md", card(model, repo)),
+    ):
         with write_beside(folder / filename) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     return folder
@@ -280,7 +285,7 @@ def _is_mini(model: ClipagModel) -> bool:
     return isinstance(model, TwoTowers) and not isinstance(model, architecture.OpenClip)
 
 
-def card(model: ClipagModel) -> str:
+def card(model: ClipagModel, repo: str) -> str:
     """Write a model card in the Hub's format: what the model is, and how to load it."""
     source = MODELS.get(model.name)
     mini = _is_mini(model)
@@ -307,10 +312,10 @@ def card(model: ClipagModel) -> str:
             f"- cite: {source.citation}",
         ]
     lines += ["", "```python", "import clipag_plugins as clip", ""]
-    lines += ['model = clip.ClipagModel.from_pretrained("OWNER/NAME")']
+    lines += [f'model = clip.ClipagModel.from_pretrained("{repo}")']
     if not mini:
         lines += ["", "import open_clip", ""]
-        lines += ['model, preprocess = open_clip.create_model_from_pretrained("hf-hub:OWNER/NAME")']
+        lines += [f'model, preprocess = open_clip.create_model_from_pretrained("hf-hub:{repo}")']
     return "\n".join([*lines, "```"])
 
 
@@ -327,9 +332,10 @@ def push_to_hub(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as temporary, download.hub_errors(repo_id):
-        folder = save_pretrained(model, Path(temporary))
+    remedy = "check the connection, and that HF_TOKEN may write there"
+    with tempfile.TemporaryDirectory() as temporary, download.hub_errors(repo_id, remedy):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        folder = save_pretrained(model, Path(temporary), repo_id)
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

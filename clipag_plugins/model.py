@@ -229,18 +229,21 @@ def transform(side: int) -> Callable[[Any], Tensor]:
 
     It resizes, crops the centre and normalises as OpenAI's transform does.
     """
-    from torchvision.transforms import v2
+    from torchvision import transforms
 
-    return v2.Compose(  # type: ignore[no-any-return]
+    return transforms.Compose(  # type: ignore[no-any-return]
         [
-            v2.Resize(side, interpolation=v2.InterpolationMode.BICUBIC),
-            v2.CenterCrop(side),
-            v2.Lambda(lambda picture: picture.convert("RGB")),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(CLIP_MEAN, CLIP_STD),
+            transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(side),
+            _convert_to_rgb,
+            transforms.ToTensor(),
+            transforms.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
+
+
+def _convert_to_rgb(image: Any) -> Any:
+    return image.convert("RGB")
 
 
 def preprocess(image: Any) -> Tensor:

@@ -35,59 +35,81 @@ class QuickGELU(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm transformer block; a causal one lets no position see a later one."""
+    """Pre-norm transformer block over (length, batch, d_model).
+
+    Args:
+        d_model: width.
+        n_head: number of attention heads.
+        attn_mask: (length, length), added to the attention's logits.
+        mlp_width: width inside the MLP, by default four times `d_model`.
+        quick_gelu: which activation the MLP has.
+    """
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, quick_gelu: bool = True, causal: bool = False
+        self,
+        d_model: int,
+        n_head: int,
+        attn_mask: Tensor | None = None,
+        *,
+        mlp_width: int | None = None,
+        quick_gelu: bool = True,
     ):
         super().__init__()
+        mlp_width = mlp_width or 4 * d_model
         # OpenAI's code defines attention first, open_clip's its norm: where a state dict has
         # lost all else, that order says which activation the weights want.
         if quick_gelu:
-            self.attn = nn.MultiheadAttention(width, heads)
-        self.ln_1 = LayerNorm(width)
+            self.attn = nn.MultiheadAttention(d_model, n_head)
+        self.ln_1 = LayerNorm(d_model)
         if not quick_gelu:
-            self.attn = nn.MultiheadAttention(width, heads)
+            self.attn = nn.MultiheadAttention(d_model, n_head)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, mlp_width),
+                c_fc=nn.Linear(d_model, mlp_width),
                 gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(mlp_width, width),
+                c_proj=nn.Linear(mlp_width, d_model),
             )
         )
-        self.ln_2 = LayerNorm(width)
-        self.causal = causal
+        self.ln_2 = LayerNorm(d_model)
+        self.attn_mask = attn_mask
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return what every position takes from the others, of x's shape."""
+        mask = None
+        if self.attn_mask is not None:
+            self.attn_mask = self.attn_mask.to(x.device, x.dtype)  # once, not every call
+            mask = self.attn_mask[: len(x), : len(x)]
+        y: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (length, batch, width) features of the same shape."""
-        mask = None
-        if self.causal:
-            mask = x.new_full((len(x), len(x)), float("-inf")).triu_(1)
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
+        """Return (length, batch, d_model) features of the same shape."""
+        x = x + self.attention(self.ln_1(x))
         x = x + self.mlp(self.ln_2(x))
         return x
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over (length, batch, width)."""
+    """A stack of blocks over (length, batch, width); the arguments are a block's."""
 
     def __init__(
         self,
         width: int,
         layers: int,
         heads: int,
+        attn_mask: Tensor | None = None,
+        *,
         mlp_width: int | None = None,
         quick_gelu: bool = True,
-        causal: bool = False,
     ):
         super().__init__()
         self.width = width
         self.layers = layers
-        mlp_width = mlp_width or 4 * width
         self.resblocks = nn.Sequential(
             *(
-                ResidualAttentionBlock(width, heads, mlp_width, quick_gelu, causal)
+                ResidualAttentionBlock(
+                    width, heads, attn_mask, mlp_width=mlp_width, quick_gelu=quick_gelu
+                )
                 for _ in range(layers)
             )
         )
@@ -112,6 +134,7 @@ class VisionTransformer(nn.Module):
         layers: int,
         heads: int,
         output_dim: int,
+        *,
         mlp_width: int | None = None,
         quick_gelu: bool = True,
     ):
@@ -125,7 +148,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, mlp_width, quick_gelu)
+        self.transformer = Transformer(
+            width, layers, heads, mlp_width=mlp_width, quick_gelu=quick_gelu
+        )
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
 
@@ -181,8 +206,8 @@ class CLIP(ClipagModel):
             vision_layers,
             vision_heads or max(1, vision_width // 64),
             embed_dim,
-            vision_mlp_width,
-            quick_gelu,
+            mlp_width=vision_mlp_width,
+            quick_gelu=quick_gelu,
         )
         # The temperature that CLIP's training starts from is 0.07.
         super().__init__(name, visual, 2.6593, context_length, vocab_size, config or {})
@@ -191,9 +216,9 @@ class CLIP(ClipagModel):
             transformer_width,
             transformer_layers,
             transformer_heads,
-            transformer_mlp_width,
-            quick_gelu,
-            causal=True,
+            self.build_attention_mask(),
+            mlp_width=transformer_mlp_width,
+            quick_gelu=quick_gelu,
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -204,6 +229,12 @@ class CLIP(ClipagModel):
         self.text_projection = nn.Parameter(
             transformer_width**-0.5 * torch.randn(transformer_width, embed_dim)
         )
+
+    def build_attention_mask(self) -> Tensor:
+        """Return (context_length, context_length): no position attends to a later one."""
+        # On the CPU even where the weights are yet on the meta device: it is no weight.
+        shape = (self.context_length, self.context_length)
+        return torch.full(shape, float("-inf"), device="cpu").triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:

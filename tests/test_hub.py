@@ -110,6 +110,7 @@ def test_a_folder_there_and_back(config, tmp_path):
     folder = ours.save_pretrained(tmp_path / "to")
     back, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     same(ours, back.eval())
+    same(clip.load_clipag(folder / "open_clip_model.safetensors"), theirs)
     same(clip.ClipagModel.from_pretrained(folder), theirs)
     assert "library_name: open_clip" in (folder / "README.md").read_text()
 
@@ -235,9 +236,10 @@ def test_push(here, repository):
     assert address.endswith(COMMIT)
     names = {name.split("/")[2] for name in here.files if name.startswith("me/mine/")}
     assert {"open_clip_config.json", "open_clip_model.safetensors", "README.md"} <= names
+    assert b'from_pretrained("me/mine")' in here.files["me/mine/README.md"]
     same(clip.load_clipag("me/mine"), ours)
-    here.fault = "403"
-    with pytest.raises(clip.ClipagError):
+    here.fault = "400"
+    with pytest.raises(clip.ClipagError, match="answers 400.*HF_TOKEN may write"):
         ours.push_to_hub("me/mine", token="hf_secret")
 
 
