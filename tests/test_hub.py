@@ -239,7 +239,7 @@ def test_push(here, repository):
     assert b'from_pretrained("me/mine")' in here.files["me/mine/README.md"]
     same(clip.load_clipag("me/mine"), ours)
     here.fault = "400"
-    with pytest.raises(clip.ClipagError, match="answers 400.*HF_TOKEN may write"):
+    with pytest.raises(clip.ClipagError, match=r"answers 400.*HF_TOKEN may write"):
         ours.push_to_hub("me/mine", token="hf_secret")
 
 
