@@ -75,9 +75,10 @@ def _activation(state: Mapping[str, Tensor]) -> bool | None:
     their attention before their first norm, open_clip's after. Sorted names, as in
     `.safetensors`, tell nothing: there the bias comes before the weight.
     """
-    metadata = getattr(state, "_metadata", {}).get("", {})
-    if "quick_gelu" in metadata:
-        return bool(metadata["quick_gelu"])
+    metadata = getattr(state, "_metadata", None)
+    own = metadata.get("") if isinstance(metadata, dict) else None
+    if isinstance(own, dict) and "quick_gelu" in own:
+        return bool(own["quick_gelu"])
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
     if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
         return True

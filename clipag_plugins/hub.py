@@ -24,6 +24,8 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 # Names that OpenCLIP repositories have given their weights, the safe format first.
 WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+REPOSITORY = r"[\w.-]+/[\w.-]+"
+FILES = (".bin", ".pt", ".pth", ".safetensors")  # a name that ends so is a file's
 MINI_CONFIG, MINI_WEIGHTS = "config.json", "model.safetensors"
 
 CLIPAG = "Ganz & Elad, CLIPAG: Towards Generator-Free Text-to-Image Generation, WACV 2024"
@@ -126,7 +128,7 @@ def load(name: str | os.PathLike[str], download_root: str | Path | None = None) 
             f"There is no CLIPAG of {known}: 'vanilla:{known}' is OpenAI's, and robust are "
             f"{', '.join(key for key in MODELS if not key.startswith(('vanilla', 'clip-')))}."
         )
-    if path.is_dir() or (re.fullmatch(r"[\w.-]+/[\w.-]+", known) and path.suffix != ".pt"):
+    if path.is_dir() or (re.fullmatch(REPOSITORY, known) and path.suffix not in FILES):
         return from_pretrained(known, cache_dir=download_root)
     raise ClipagError(
         f"There is no model or weights file called {known!r}; known are {', '.join(MODELS)}."
@@ -141,7 +143,7 @@ def pull(name: str, download_root: str | Path | None = None) -> Path:
     """
     source = MODELS.get(name)
     if source is None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if not re.fullmatch(REPOSITORY, name):
             raise ClipagError(f"There is no model {name!r}; known are {', '.join(MODELS)}.")
         return _repository(name, None, download_root, None)[1]
     if source.place == "embedded":
@@ -168,7 +170,10 @@ def _load_named(name: str, source: Source, root: str | Path | None) -> ClipagMod
         model.name = name
         return model
     path = pull(name, root)
-    return architecture.from_state(checkpoint.read(path), str(path), name)
+    state = architecture.clean(checkpoint.read(path))
+    # The authors trained OpenCLIP's ViT-B-32, whose activation is plain GELU.
+    config = architecture.infer_config(state, str(path))
+    return architecture.from_config(config, state, str(path), name)
 
 
 def from_pretrained(
@@ -213,7 +218,9 @@ def _repository(
     fetch: Callable[[str], Path | None]
     if folder.is_dir():
         if revision is not None:
-            raise ClipagError(f"{folder} is a folder and has no revision {revision!r}: leave it.")
+            raise ClipagError(
+                f"{folder} is a folder and has no revision {revision!r}: leave that out."
+            )
 
         def fetch(filename: str) -> Path | None:
             return folder / filename if (folder / filename).is_file() else None
@@ -375,10 +382,10 @@ def _mini(shape: dict[str, Any], name: str, logit_scale: float = 0.0) -> TwoTowe
     """Build an embedded model, untrained, from the `model_cfg` of its config."""
     try:
         image_tower, text_tower = build_towers(shape)
-        side, text = shape["vision_cfg"]["image_size"], shape["text_cfg"]
+        side, text = int(shape["vision_cfg"]["image_size"]), shape["text_cfg"]
         visual = ImageTower(image_tower, side, shape["embed_dim"])
         lengths = text["context_length"], text["vocab_size"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ClipagError(f"The config of {name} is not an embedded model's.") from error
     return TwoTowers(name, visual, text_tower, logit_scale, *lengths, shape)
 

@@ -19,7 +19,9 @@ def resample(image: Tensor, side: int) -> Tensor:
     """Bring images (B, 3, H, W) to (B, 3, side, side); those of that size pass unchanged."""
     if image.shape[-2:] == (side, side):
         return image
-    return F.interpolate(image, size=(side, side), mode="bilinear", antialias=True)
+    # In float32: antialiasing has no half precision on the CPU.
+    resized = F.interpolate(image.float(), size=(side, side), mode="bilinear", antialias=True)
+    return resized.to(image.dtype)
 
 
 class ImageTower(nn.Module):

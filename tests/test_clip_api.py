@@ -245,6 +245,15 @@ def test_half_precision_as_openais(reference, openai):
     assert ours.float().encode_image(torch.rand(1, 3, 32, 32)).dtype == torch.float
 
 
+def test_half_and_back(model):
+    twin = copy.deepcopy(model)
+    image, text = torch.rand(2, 3, 224, 224), clip.tokenize(["an apple", "a dog"])
+    logits, _ = twin.half()(image, text)
+    assert logits.dtype == twin.dtype == torch.half
+    assert torch.allclose(logits.float(), model(image, text)[0], atol=0.3)
+    assert twin.float()(image, text)[0].dtype == torch.float
+
+
 def test_a_resnet_by_openais_constructor_says_what_to_do():
     with pytest.raises(clipag_plugins.ClipagError, match="build_model"):
         clip.model.CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2)

@@ -414,6 +414,34 @@ def test_odd_tensors(tensor, tmp_path):
     refused(tmp_path / "odd.pt")
 
 
+@pytest.mark.parametrize("metadata", [3, {"": 3}, {"": {"quick_gelu": "yes"}}])
+def test_odd_metadata(metadata, tmp_path):
+    state = open_clip.CLIP(**CONFIG).state_dict()
+    state._metadata = metadata
+    torch.save(state, tmp_path / "odd.pt")
+    assert clip.load_clipag(tmp_path / "odd.pt").visual.output_dim == 16
+
+
+def test_a_missing_file_is_not_looked_for_on_the_hub(here):
+    refused("folder/weights.safetensors", "no model or weights file")
+    assert here.seen == []
+
+
+def test_an_embedded_models_config_that_asks_too_much(model, tmp_path):
+    folder = model.save_pretrained(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    for part, key, value in (
+        ("vision_cfg", "image_size", "x"),
+        ("text_cfg", "width", 999_936),
+        ("text_cfg", "heads", 0),
+        ("text_cfg", "layers", 10**6),
+    ):
+        changed = json.loads(json.dumps(config))
+        changed["model_cfg"][part][key] = value
+        (folder / "config.json").write_text(json.dumps(changed))
+        refused(folder)
+
+
 def mutate(data, dice):
     """Flip, cut, insert or swap something in a file."""
     data = bytearray(data)
