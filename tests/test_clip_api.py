@@ -273,6 +273,9 @@ def test_openais_names_without_a_clipag():
         "import clipag_plugins.clip.model; from clipag_plugins.clip.clip import _download",
         "from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer",
         "from clipag_plugins.clip import *; load, tokenize, available_models",
+        "import sys, clipag_plugins.clip as c; sys.modules['clip'] = c; import clip.model; "
+        "from clip import clip; from clip.simple_tokenizer import SimpleTokenizer; clip._MODELS; "
+        "from clip.clip import load; clip.build_model",
     ],
 )
 def test_imports_of_old_scripts(code):

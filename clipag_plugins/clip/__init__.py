@@ -3,6 +3,9 @@
 from clipag_plugins import clip
 
 model, preprocess = clip.load("ViT-B/32")
+
+The modules here import by full names, so that they also work where the package stands in
+for OpenAI's, as `sys.modules["clip"]`.
 """
 
 from importlib import import_module

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import hub
-from ..errors import ClipagError
-from ..model import available_models, build_model, load, transform
-from ..tokenizer import tokenize
-from .simple_tokenizer import SimpleTokenizer as _Tokenizer
+from clipag_plugins import hub
+from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.model import available_models, build_model, load, transform
+from clipag_plugins.tokenizer import tokenize
 
 __all__ = ["available_models", "build_model", "load", "tokenize"]
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ..model import build_model
-from ..vit import (
+from clipag_plugins.model import build_model
+from clipag_plugins.vit import (
     CLIP,
     LayerNorm,
     QuickGELU,
