@@ -34,7 +34,10 @@ TECOA = (
     "Mao et al., Understanding Zero-Shot Adversarial Robustness for Large-Scale Models "
     "(TeCoA), ICLR 2023"
 )
-OPENAI = "Radford et al., Learning Transferable Visual Models From Natural Language, ICML 2021"
+OPENAI = (
+    "Radford et al., Learning Transferable Visual Models From Natural Language Supervision "
+    "(CLIP), ICML 2021"
+)
 OPENCLIP = "Cherti et al., Reproducible Scaling Laws for Contrastive Learning, CVPR 2023"
 
 
