@@ -18,6 +18,15 @@ examples:
   clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
 """
+RUN_EXAMPLES = """\
+examples:
+  clipag run generate.py -p "a red apple" -i 100
+  clipag run --device cpu train_CLIPstyler.py --text "a watercolor"    where there is no GPU
+  clipag run --model CLIPAG_ViTB32.pt generate.py -p "a red apple"     the authors' weights
+  clipag run --device cpu clipdraw.ipynb                               a notebook's code cells
+
+clipag's options stand before SCRIPT; all that follows it is the script's own.
+"""
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -63,7 +72,29 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)",
     )
+    _add_run(commands)
     return root
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser(
+        "run",
+        help="run a CLIP-guided script as it is, with CLIPAG for its CLIP",
+        description="Run a script written for OpenAI's clip, unchanged: its `import clip` gets "
+        "CLIPAG, and what has gone from its libraries since it was written is put back.",
+        epilog=RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.set_defaults(run=_run)
+    run.add_argument(
+        "--model",
+        help="what every clip.load gets: a known model or a weights file (default: clipag-mini)",
+    )
+    run.add_argument("--device", choices=["cpu"], help="run on the CPU what asks for cuda")
+    run.add_argument("script", type=Path, metavar="SCRIPT", help="a .py file or .ipynb notebook")
+    run.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own arguments"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("clipag: interrupted before the first step.", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Only here: the library imports no integration until it is asked for one.
+    from .integrations.run import run_script
+
+    return run_script(options.script, options.arguments, options.model, options.device)
 
 
 def _generate(options: argparse.Namespace) -> int:
