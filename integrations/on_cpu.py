@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from .patching import Patches
 
 _CUDA = re.compile(r"cuda(:\d+)?")
-_DTYPES = "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()
+_DTYPES = ["Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"]
 _real_device = torch.device
 
 
@@ -77,9 +77,7 @@ def _standing_in(real: Any) -> type:
 
 def patch(patches: Patches) -> None:
     """Have this process do on the CPU what its code asks of a GPU."""
-    mode = OnCpu()
-    mode.__enter__()
-    patches.on_undo(lambda: mode.__exit__(None, None, None))
+    patches.enter(OnCpu())
     patches.set(torch, "device", _standing_in(torch.device))
     patches.set(torch, "Generator", _standing_in(torch.Generator))
     patches.set(torch, "set_default_device", _on_cpu(torch.set_default_device))

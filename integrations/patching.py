@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -34,6 +34,10 @@ class Patches:
     def on_undo(self, action: Callable[[], object]) -> None:
         """Have `action` called by `undo`."""
         self._undo.callback(action)
+
+    def enter(self, context: AbstractContextManager[Any]) -> None:
+        """Enter a context that `undo` leaves."""
+        self._undo.enter_context(context)
 
     def undo(self) -> None:
         """Take every patch back."""

@@ -110,7 +110,9 @@ GONE_MODULES: dict[str, Fill] = {
     "main": _main,
     "pkg_resources": _pkg_resources,
     "torch_optimizer": _torch_optimizer,
-    "torchvision.transforms.functional_tensor": _same_as("torchvision.transforms._functional_tensor"),
+    "torchvision.transforms.functional_tensor": _same_as(
+        "torchvision.transforms._functional_tensor"
+    ),
     "torchvision.models.utils": _same_as("torch.hub"),
     "pytorch_lightning.utilities.distributed": _same_as("pytorch_lightning.utilities.rank_zero"),
     "kornia.augmentation.functional": _same_as(
@@ -149,7 +151,8 @@ GONE_NAMES: dict[str, dict[str, Any]] = {
     },
     "numpy": {
         **{
-            name: f"builtins:{name}" for name in ("float", "int", "bool", "object", "str", "complex")
+            name: f"builtins:{name}"
+            for name in ("float", "int", "bool", "object", "str", "complex")
         },
         "unicode": "builtins:str",
         "float_": "numpy:float64",
@@ -176,9 +179,7 @@ GONE_NAMES: dict[str, dict[str, Any]] = {
     "pkg_resources": {"packaging": "packaging:"},
     "transformers": {"AdamW": "torch.optim:AdamW"},
     "torch_optimizer": {name: f"torch.optim:{name}" for name in ("RAdam", "NAdam", "AdamW")},
-    "kornia": {
-        name: f"{home}:{name}" for home, names in _KORNIA.items() for name in names.split()
-    },
+    "kornia": {name: f"{home}:{name}" for home, names in _KORNIA.items() for name in names.split()},
 }
 
 
@@ -294,11 +295,18 @@ def _taming_loss(patches: Patches, module: ModuleType) -> None:
     patches.set(module, "LPIPS", make)
 
 
+def _taming_models(patches: Patches, module: ModuleType) -> None:
+    """Give the oldest build of taming-transformers the model that the later ones have."""
+    if not hasattr(module, "GumbelVQ"):
+        patches.put_back(module, {"GumbelVQ": "clipag_plugins.integrations.gumbel:GumbelVQ"})
+
+
 CHANGED: dict[str, Callable[[Patches, ModuleType], None]] = {
     "PIL.ImageFont": _font,
     "PIL.ImageDraw": _draw,
     "yaml": _yaml,
     "torch": _torch,
     "torch.hub": _torch_hub,
+    "taming.models.vqgan": _taming_models,
     "taming.modules.losses.vqperceptual": _taming_loss,
 }

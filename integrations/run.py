@@ -50,7 +50,8 @@ def run_script(
         else:
             _run_cells(script, cells)
     except (Exception, KeyboardInterrupt) as error:
-        sys.excepthook(type(error), error, _from_script(error.__traceback__, str(script)))
+        error = error.with_traceback(_from_script(error.__traceback__, str(script)))
+        sys.excepthook(type(error), error, error.__traceback__)
         if device is None and NO_GPU.search(str(error)):
             print("clipag: run it with --device cpu, before the script's name.", file=sys.stderr)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
