@@ -269,9 +269,9 @@ def _torch_hub(patches: Patches, module: ModuleType) -> None:
             real(url, dst, *arguments, **options)
         except OSError as error:
             raise ClipagError(
-                f"{url} cannot be downloaded here ({error}): fetch it on another machine and put "
-                f"it at {dst}."
-            ) from error
+                f"{url} cannot be downloaded here ({getattr(error, 'reason', error)}): fetch it "
+                f"on another machine and put it at {dst}."
+            ) from None
 
     patches.set(module, "download_url_to_file", download)
 
