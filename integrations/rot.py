@@ -4,11 +4,14 @@ Three lists, read top to bottom: modules that are gone, names that are gone, and
 has changed. An entry does nothing until a script runs into it, and then says so once.
 """
 
+import codecs
 import collections.abc
 import inspect
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial, wraps
 from importlib import import_module, metadata
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -222,31 +225,41 @@ def _yaml(patches: Patches, module: ModuleType) -> None:
 def _torch(patches: Patches, module: ModuleType) -> None:
     """Let torch.load read checkpoints that hold more than tensors, without running their code."""
     real: Any = module.load
-    serialization = module.serialization
+    serialization: Any = module.serialization
 
     @wraps(real)
     def load(f: Any, *arguments: Any, **options: Any) -> Any:
-        from pickle import UnpicklingError
-
         try:
             return real(f, *arguments, **options)
         except UnpicklingError:
-            if options.get("weights_only") is not None:
-                raise  # the script itself asked for what torch does
-            if hasattr(f, "seek"):
-                f.seek(0)
-            names = serialization.get_unsafe_globals_in_checkpoint(f)
-            if hasattr(f, "seek"):
-                f.seek(0)
-            with serialization.safe_globals([(_inert(name), name) for name in names]):
-                loaded = real(f, *arguments, **options)
-        patches.say(
-            f"torch.load no longer unpickles {', '.join(names)}: those parts of "
-            f"{getattr(f, 'name', f)} were left empty, the tensors were read"
-        )
+            if "weights_only" in options or not hasattr(serialization, "safe_globals"):
+                raise  # asked for by the script, or a torch of before all this
+            try:
+                names = serialization.get_unsafe_globals_in_checkpoint(_rewound(f))
+            except ValueError:
+                names = []  # a file of before torch 1.6, which torch cannot look into
+            known = _data_classes()
+            inert = {name: _inert(name) for name in names if name not in known}
+            allowed = [(kind, name) for name, kind in {**known, **inert}.items()]
+            with serialization.safe_globals(allowed):
+                loaded = real(_rewound(f), *arguments, **options)
+            if not names or type(loaded) in inert.values():
+                raise  # nothing of use was read
+        if inert:
+            patches.say(
+                f"torch.load no longer unpickles {', '.join(inert)}: those parts of "
+                f"{getattr(f, 'name', f)} were left empty, the tensors were read"
+            )
         return loaded
 
     patches.set(module, "load", load)
+
+
+def _rewound(f: Any) -> Any:
+    """Return what torch.load was given, a path or an open file, to be read from its start."""
+    if hasattr(f, "seek"):
+        f.seek(0)
+    return f
 
 
 def _inert(name: str) -> type:
@@ -257,6 +270,21 @@ def _inert(name: str) -> type:
 
     methods = dict.fromkeys(("__init__", "__setstate__", "append", "__setitem__"), nothing)
     return type(name.rpartition(".")[2], (), methods)
+
+
+def _data_classes() -> dict[str, Any]:
+    """Name what checkpoints hold besides tensors that is only data: arrays and options."""
+    import numpy as np
+
+    array = np.zeros(1).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [Namespace, np.ndarray, np.dtype, array, scalar]
+    kinds += [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
+    named = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+    # numpy 2 moved these; files remember where they were when they were written.
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        named |= {f"{home}._reconstruct": array, f"{home}.scalar": scalar}
+    return {**named, "_codecs.encode": codecs.encode}
 
 
 def _torch_hub(patches: Patches, module: ModuleType) -> None:

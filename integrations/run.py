@@ -51,7 +51,10 @@ def run_script(
             _run_cells(script, cells)
     except (Exception, KeyboardInterrupt) as error:
         error = error.with_traceback(_from_script(error.__traceback__, str(script)))
-        sys.excepthook(type(error), error, error.__traceback__)
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exception(error)  # knows the lines of cells, which python does not
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
         if device is None and NO_GPU.search(str(error)):
             print("clipag: run it with --device cpu, before the script's name.", file=sys.stderr)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
@@ -105,8 +108,9 @@ def _plain(cell: str, name: str) -> str:
     try:
         ast.parse(cell)
     except SyntaxError:
-        for line in MAGIC.finditer(cell):
-            _note(f"{name}: passed over {line[0].strip()}")
+        lines = [line[0].strip() for line in MAGIC.finditer(cell)]
+        if lines:
+            _note(f"{name}: passed over what is IPython's: {'; '.join(lines)}")
         return MAGIC.sub(r"\1pass", cell)
     return cell
 
