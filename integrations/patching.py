@@ -104,7 +104,12 @@ class Patches:
     def _add_finder(self, place: int, finder: "_AfterImport | _Making") -> None:
         sys.meta_path.insert(place, finder)
         self.on_undo(finder.forget)
-        self.on_undo(lambda: sys.meta_path.remove(finder))
+
+        def remove() -> None:
+            if finder in sys.meta_path:  # others may have changed the list, too
+                sys.meta_path.remove(finder)
+
+        self.on_undo(remove)
 
 
 class _Making(MetaPathFinder, Loader):

@@ -278,7 +278,7 @@ def _data_classes() -> dict[str, Any]:
 
     array = np.zeros(1).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
-    kinds = [Namespace, np.ndarray, np.dtype, array, scalar]
+    kinds: list[Any] = [Namespace, np.ndarray, np.dtype, array, scalar]
     kinds += [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
     named = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
     # numpy 2 moved these; files remember where they were when they were written.
