@@ -10,10 +10,10 @@ import argparse
 import random
 from pathlib import Path
 
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from PIL import Image, ImageDraw, ImageFont
 
 from clipag_plugins.files import write_beside
+from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.sampler import generate
 
 SEEN, UNSEEN, COLUMNS = 16, 8, 6

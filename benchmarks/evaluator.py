@@ -16,14 +16,14 @@ from pathlib import Path
 
 import timm
 import torch
-from clipag_plugins.finetune import checkpoint, corpus
-from clipag_plugins.finetune.image import Pictures
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.files import write_beside
+from clipag_plugins.finetune import checkpoint, corpus
+from clipag_plugins.finetune.image import Pictures
 
 WEIGHTS = Path(__file__).parent / "evaluator.safetensors"
 SIDE = 96

@@ -14,13 +14,13 @@ import json
 from pathlib import Path
 
 import torch
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.files import write_beside
+from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.guide import text_target
 from clipag_plugins.hub import embedded_config
 from clipag_plugins.model import load_clipag

@@ -11,9 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from clipag_plugins.finetune.image import Trainer
-
 from clipag_plugins.files import write_beside
+from clipag_plugins.finetune.image import Trainer
 from clipag_plugins.model import load_clipag
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,6 +18,15 @@ examples:
   clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
 """
+RUN_EXAMPLES = """\
+examples:
+  clipag run generate.py -p "a red apple" -i 100
+  clipag run --device cpu train_CLIPstyler.py --text "a watercolor"    where there is no GPU
+  clipag run --model CLIPAG_ViTB32.pt generate.py -p "a red apple"     the authors' weights
+  clipag run --device cpu clipdraw.ipynb                               a notebook's code cells
+
+clipag's options stand before SCRIPT; all that follows it is the script's own.
+"""
 MODELS_EXAMPLES = """\
 examples:
   clipag models                            names, sizes, and what needs no download any more
@@ -43,12 +52,13 @@ def parser() -> argparse.ArgumentParser:
         prog="clipag", description="Guidance by CLIPAG: CLIP whose gradients mean something."
     )
     commands = root.add_subparsers(dest="command", required=True)
-    generate = commands.add_parser(
-        "generate",
-        help="draw a prompt by pixel ascent, with no generator",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+
+    def command(name: str, help: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    generate = command("generate", "draw a prompt by pixel ascent, with no generator", EXAMPLES)
     generate.set_defaults(run=_generate)
     add = generate.add_argument
     add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
@@ -80,11 +90,23 @@ def parser() -> argparse.ArgumentParser:
         help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)",
     )
 
-    def command(name: str, help: str, epilog: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-
+    run = command(
+        "run", "run a CLIP-guided script as it is, with CLIPAG for its CLIP", RUN_EXAMPLES
+    )
+    run.description = (
+        "Run a script written for OpenAI's clip, unchanged: its `import clip` gets CLIPAG, and "
+        "what has gone from its libraries since it was written is put back."
+    )
+    run.set_defaults(run=_run)
+    run.add_argument(
+        "--model",
+        help="what every clip.load gets: a known model or a weights file (default: clipag-mini)",
+    )
+    run.add_argument("--device", choices=["cpu"], help="run on the CPU what asks for cuda")
+    run.add_argument("script", type=Path, metavar="SCRIPT", help="a .py file or .ipynb notebook")
+    run.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own arguments"
+    )
     models = command("models", "list the models that have a name", MODELS_EXAMPLES)
     models.set_defaults(run=_models)
     models.add_argument("name", nargs="?", metavar="NAME", help="say all about this one")
@@ -114,6 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("clipag: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Only here: the library imports no integration until it is asked for one.
+    from .integrations.run import run_script
+
+    return run_script(options.script, options.arguments, options.model, options.device)
 
 
 def _generate(options: argparse.Namespace) -> int:

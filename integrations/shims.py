@@ -1,0 +1,99 @@
+"""Let scripts of 2021 and 2022 run as they are, in this process.
+
+`install()` answers `import clip` and `from CLIP import clip` with ours, and puts back what such
+scripts expect of their libraries and no longer find: see `rot`, and `on_cpu` for
+`device="cpu"`. `uninstall()` takes all of it back. Nothing is changed before, or by an import.
+"""
+
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..errors import ClipagError
+from . import rot
+from .patching import Patches
+
+OURS = "clipag_plugins.clip"
+_installed: Patches | None = None
+
+
+def install(model: str | None = None, device: str | None = None) -> None:
+    """Have this process's scripts find what they expect.
+
+    Installing again replaces what was installed before.
+
+    Args:
+        model: the weights that every `clip.load` gets, whatever name it asks for; the path of
+            a checkpoint is still loaded as it is. None is clipag-mini.
+        device: "cpu" runs on the CPU what asks for cuda; None leaves devices alone.
+
+    Raises:
+        ClipagError: the device is another one.
+    """
+    if device not in (None, "cpu"):
+        raise ClipagError(f"The device is {device!r}: only cpu can be forced on a script.")
+    uninstall()
+    global _installed
+    patches = _installed = Patches()
+    rot.patch(patches)
+    move = None
+    if device == "cpu":
+        from . import on_cpu
+
+        on_cpu.patch(patches)
+        move = on_cpu.here
+    _replace_clip(patches, model or "clipag-mini", move)
+
+
+def uninstall() -> None:
+    """Take back all that `install` changed."""
+    global _installed
+    if _installed is not None:
+        _installed.undo()
+        _installed = None
+
+
+def _replace_clip(patches: Patches, model: str, move: Any) -> None:
+    def ours(name: str) -> ModuleType:
+        package = import_module(OURS)
+        if not hasattr(package.load, "chosen"):
+            load = _choosing(patches, package.load, model, move)
+            patches.set(package, "load", load)
+            patches.set(package.clip, "load", load)
+            patches.say(f"import clip gives {OURS}")
+        return import_module(name.replace("clip", OURS, 1))
+
+    def clip(module: ModuleType) -> ModuleType:
+        return ours(module.__name__)
+
+    def checkout(module: ModuleType) -> ModuleType:
+        # A checkout of openai/CLIP: the folder, and the package in it.
+        below = module.__name__.removeprefix("CLIP").removeprefix(".")
+        if below:
+            return ours(below)
+        module.__path__ = []
+        vars(module)["clip"] = import_module("clip")
+        return module
+
+    patches.replace_package("clip", clip)
+    patches.replace_package("CLIP", checkout)
+
+
+def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:
+    """Wrap `clip.load` so that it loads `model`, except where it is given a file."""
+
+    @wraps(real)
+    def load(name: str, *arguments: Any, **options: Any) -> Any:
+        if not Path(name).is_file():
+            if name != model:
+                patches.say(f"clip.load({name!r}) gets {model}")
+            name = model
+        if move is not None:
+            arguments = tuple(map(move, arguments))
+            options = {key: move(value) for key, value in options.items()}
+        return real(name, *arguments, **options)
+
+    vars(load)["chosen"] = model
+    return load
