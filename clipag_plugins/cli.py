@@ -142,7 +142,8 @@ def _run(options: argparse.Namespace) -> int:
     # Only here: the library imports no integration until it is asked for one.
     from .integrations.run import run_script
 
-    return run_script(options.script, options.arguments, options.model, options.device)
+    code: int = run_script(options.script, options.arguments, options.model, options.device)
+    return code
 
 
 def _generate(options: argparse.Namespace) -> int:
