@@ -10,6 +10,7 @@ too, so that nobody mistakes the start's share for the guide's. Goes on where it
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
+from clipag_plugins import sampler
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
@@ -77,8 +79,10 @@ def main(options: argparse.Namespace) -> None:
                 ("no augmentation", 1, None),
                 ("augmentation", None, None),
             ):
-                # Named after the very weights, so that no old picture is judged as new.
-                digest = embedded_config()["models"][name]["image"]["sha256"][:12]
+                # Named after the very weights and settings: no old picture is judged as new.
+                weights = embedded_config()["models"][name]["image"]["sha256"]
+                made_by = weights.encode() + Path(sampler.__file__).read_bytes()
+                digest = hashlib.sha256(made_by).hexdigest()[:12]
                 folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
                 images = pictures_of(name, prompts, folder, views, steps, options.seed)
                 # All 100 prompts are always the candidates, however few were drawn.
