@@ -82,7 +82,7 @@ def _activation(state: Mapping[str, Tensor]) -> bool | None:
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
     if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
         return True
-    block = "visual.transformer.resblocks.0."
+    block = "transformer.resblocks.0."
     parts = [key.rpartition(block)[2] for key in state if block in key]
     if parts[:2] == ["attn.in_proj_weight", "attn.in_proj_bias"]:
         return True

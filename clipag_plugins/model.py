@@ -24,6 +24,17 @@ def resample(image: Tensor, side: int) -> Tensor:
     return resized.to(image.dtype)
 
 
+def _part(tower: nn.Module, name: str) -> Any:
+    """Return a part of a tower, or say which models have the parts that scripts look for."""
+    if not hasattr(tower, name):
+        raise AttributeError(
+            f"{type(tower).__name__} has no {name!r}. Code that reaches inside OpenAI's towers "
+            "needs weights of that architecture, most often a ViT's: name them to clip.load, or "
+            "to clipag run as --model."
+        )
+    return getattr(tower, name)
+
+
 class ImageTower(nn.Module):
     """An image encoder that takes CLIP's 224 × 224 input, whatever its native side is.
 
@@ -47,7 +58,7 @@ class ImageTower(nn.Module):
         except AttributeError:
             if name == "tower":  # not set yet
                 raise
-            return getattr(self.tower, name)
+            return _part(self.tower, name)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""
@@ -211,7 +222,7 @@ class TwoTowers(ClipagModel):
         except AttributeError:
             if name == "text":  # not set yet
                 raise
-            return getattr(self.text, name)
+            return _part(self.text, name)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""

@@ -62,6 +62,11 @@ def _replace_clip(patches: Patches, model: str, move: Any) -> None:
             load = _choosing(patches, package.load, model, move)
             patches.set(package, "load", load)
             patches.set(package.clip, "load", load)
+            # Where scripts first look up or check the name that they load.
+            names = _openai_names()
+            for home in (package, package.clip):
+                patches.set(home, "available_models", lambda: list(names))
+            patches.set(package.clip, "_MODELS", dict.fromkeys(names, model))
             patches.say(f"import clip gives {OURS}")
         return import_module(name.replace("clip", OURS, 1))
 
@@ -79,6 +84,13 @@ def _replace_clip(patches: Patches, model: str, move: Any) -> None:
 
     patches.replace_package("clip", clip)
     patches.replace_package("CLIP", checkout)
+
+
+def _openai_names() -> list[str]:
+    from .. import hub
+
+    openais = (name for name, source in hub.MODELS.items() if source.citation == hub.OPENAI)
+    return [name.removeprefix("vanilla:") for name in openais]
 
 
 def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:

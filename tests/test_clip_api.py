@@ -163,6 +163,34 @@ def test_a_shorter_text_and_parts_built_alone():
     assert clip.model.ModifiedResNet([1, 1, 1, 1], 64, 8, 64, 16).output_dim == 64
 
 
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize("config", [CONFIG, RESNET])
+def test_the_order_of_names_tells_the_activation(config, quick_gelu, recwarn):
+    state = make(config, quick_gelu).state_dict()
+    if quick_gelu:  # as OpenAI's code lays out its blocks: attention first
+        state = dict(sorted(state.items(), key=lambda item: ".ln_" in item[0]))
+    ours = architecture.from_state(state, "x")
+    assert ours.config.get("quick_gelu", False) == quick_gelu and not recwarn
+
+
+def test_parts_that_the_embedded_model_has_not(model):
+    for missing in (lambda: model.visual.transformer.resblocks, lambda: model.text_projection):
+        with pytest.raises(AttributeError, match=r"a ViT.* clipag run as --model"):
+            missing()
+    name = clip.clip._MODELS["clipag-mini"]
+    with pytest.raises(clipag_plugins.ClipagError, match=r"--model FILE\.pt"):
+        clip.clip._download(name)
+
+
+def test_weights_by_openais_private_names(tmp_path):
+    theirs = make()
+    torch.save(theirs.state_dict(), tmp_path / "mine.pt")
+    path = clip.clip._download(str(tmp_path / "mine.pt"))
+    with pytest.raises(RuntimeError):  # where such scripts turn to torch.load
+        torch.jit.load(path)
+    same(clip.clip.build_model(torch.load(path)), theirs)
+
+
 def test_gradients_and_features_by_hooks():
     model = clip.model.build_model(make().state_dict())
     seen = {}

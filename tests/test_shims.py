@@ -280,6 +280,20 @@ def test_every_import_of_clip_is_ours(script):
     assert result.stderr.count("clip.load('ViT-B/32') gets clipag-mini") == 1
 
 
+def test_openais_names_are_known(capsys):
+    from clipag_plugins import clip
+
+    before = clip.available_models()
+    shims.install(model="mine.pt")
+    import clip as theirs
+
+    for name in ("RN50", "ViT-B/16", "ViT-L/14@336px"):
+        assert name in theirs.available_models() and name in theirs.clip.available_models()
+        assert theirs._MODELS[name] == theirs.clip._MODELS[name] == "mine.pt"
+    shims.uninstall()
+    assert clip.available_models() == before and "ViT-B/16" not in clip._MODELS
+
+
 def test_the_model_is_the_users_choice(script, tmp_path):
     code = """
         import sys, clip

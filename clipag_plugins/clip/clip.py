@@ -1,6 +1,7 @@
 """OpenAI's `clip.clip`: the public three, and the private names that old scripts import."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,8 @@ from clipag_plugins.tokenizer import tokenize
 __all__ = ["available_models", "build_model", "load", "tokenize"]
 
 _tokenizer = _Tokenizer()
-_MODELS = {name: f"{source.place}:{source.address}" for name, source in hub.MODELS.items()}
+# Name to address in OpenAI's; here a name is an address: `hub` knows the rest.
+_MODELS = {name: name for name in hub.MODELS}
 
 
 def _transform(n_px: int) -> Callable[[Any], Tensor]:
@@ -23,12 +25,16 @@ def _transform(n_px: int) -> Callable[[Any], Tensor]:
 
 
 def _download(url: str, root: str | None = None) -> str:
-    """Fetch the weights that a value of `_MODELS` names, and return their path.
+    """Fetch the weights that a value of `_MODELS` names, and return the path of their file.
 
     Raises:
-        ClipagError: `url` is not such a value, or the weights cannot be had.
+        ClipagError: `url` is not such a value, its weights are not in one file, or cannot be had.
     """
-    for name, address in _MODELS.items():
-        if address == url:
-            return str(hub.pull(name, root))
-    raise ClipagError(f"{url!r} is not a value of clip.clip._MODELS: load weights by their name.")
+    if Path(url).is_file():
+        return url
+    if url in hub.MODELS and hub.MODELS[url].embedded:
+        raise ClipagError(
+            f"{url} is not in a file of OpenAI's layout, which this code goes on to read: give it "
+            "a ViT checkpoint; under clipag run, that is --model FILE.pt."
+        )
+    return str(hub.pull(url, root))
