@@ -371,6 +371,9 @@ def test_uninstall_takes_all_back():
     import numpy
     import PIL.ImageFont
 
+    names = ("CLIP", "clip", "clip.clip", "torch._six", "main")
+    modules = {name: sys.modules.get(name) for name in names}
+
     def state():
         owners = (torch, torch.cuda, torch.hub, torch.jit, numpy, Image, PIL.ImageFont.FreeTypeFont)
         return [dict(vars(owner)) for owner in owners], list(sys.meta_path)
@@ -387,7 +390,7 @@ def test_uninstall_takes_all_back():
     assert after[1] == before[1]
     for old, new in zip(before[0], after[0], strict=True):
         assert {k: v for k, v in new.items() if k in old} == old and not new.keys() - old.keys()
-    assert not {"CLIP", "clip", "torch._six", "main"} & sys.modules.keys()
+    assert {name: sys.modules.get(name) for name in names} == modules
     assert len(torch.overrides._get_current_function_mode_stack()) == 0
     import clipag_plugins.clip
 
