@@ -128,6 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClipagError as error:
         print(f"clipag: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader has gone (`clipag models | head`): let the last flush go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         # A full disk, a name that is too long, a folder nobody may enter: the system's words.
         print(f"clipag: {error}.", file=sys.stderr)
