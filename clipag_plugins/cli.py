@@ -23,7 +23,7 @@ examples:
   clipag run generate.py -p "a red apple" -i 100
   clipag run --device cpu train_CLIPstyler.py --text "a watercolor"    where there is no GPU
   clipag run --model CLIPAG_ViTB32.pt generate.py -p "a red apple"     the authors' weights
-  clipag run --device cpu clipdraw.ipynb                               a notebook's code cells
+  clipag run --device cpu CLIP_Patch_Detection.ipynb                   a notebook's code cells
 
 clipag's options stand before SCRIPT; all that follows it is the script's own.
 """
