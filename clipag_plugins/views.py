@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .model import resample
+
 
 @dataclass(frozen=True)
 class Views:
@@ -112,10 +114,3 @@ class Views:
 def one_view(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the image itself as its only view: guidance without augmentation."""
     return resample(images, size)[:, None], images.new_ones(1)
-
-
-def resample(images: Tensor, size: int) -> Tensor:
-    """Resample (B, 3, H, W) to (B, 3, size, size), filtered where that means shrinking."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
