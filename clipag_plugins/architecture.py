@@ -155,12 +155,14 @@ def from_config(
     """
     try:
         check_config(config, what)
-        if not _is_plain(config):
+        if _is_plain(config):
+            model: ClipagModel = _plain(config, name)
+        else:
             # Shapes first: a config may ask for more memory than there is.
             with torch.device("meta"):
                 shapes = OpenClip(config, name).weights()
             check_tensors(shapes, state, what)
-        model = _plain(config, name) if _is_plain(config) else OpenClip(config, name)
+            model = OpenClip(config, name)
     except ClipagError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ArithmeticError,
