@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class ImageTower(nn.Module):
         return embedding
 
 
-class ClipagModel(nn.Module):
+class ClipagModel(nn.Module, ABC):
     """A CLIP with OpenAI's interface; its kinds differ in their towers alone.
 
     Args:
@@ -116,9 +117,9 @@ class ClipagModel(nn.Module):
         embedding: Tensor = self.visual(image.to(self.dtype))
         return embedding
 
+    @abstractmethod
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
-        raise NotImplementedError
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return (logits_per_image, logits_per_text), as OpenAI's CLIP does."""
@@ -257,11 +258,6 @@ def transform(side: int) -> Callable[[Any], Tensor]:
 
 def _convert_to_rgb(image: Any) -> Any:
     return image.convert("RGB")
-
-
-def preprocess(image: Any) -> Tensor:
-    """Turn a PIL image into a model's input, (3, 224, 224) float32, as OpenAI's transform does."""
-    return transform(INPUT_RESOLUTION)(image)
 
 
 def available_models() -> list[str]:

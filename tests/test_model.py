@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 import clipag_plugins as clip
-from clipag_plugins.model import normalize, preprocess
+from clipag_plugins.model import INPUT_RESOLUTION, normalize, transform
 
 
 def test_interface_is_openais(model):
-    image = preprocess(Image.new("RGB", (300, 200), "red"))[None]
+    image = transform(INPUT_RESOLUTION)(Image.new("RGB", (300, 200), "red"))[None]
     text = clip.tokenize(["a red apple", "a castle", "a dog"])
     assert image.shape == (1, 3, 224, 224)
     assert text.shape == (3, 77) and text.dtype == torch.int
