@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--steps", type=int, help="updates (default: what suits the model)")
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add(
         "--views",
@@ -83,6 +84,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="what the model computes in (default: the fastest here, by a measurement)",
+    )
+    add(
+        "--max-views",
+        type=int,
+        default=64,
+        help="views that the model sees at once; fewer need less memory (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="torch.compile the model first: for very long runs")
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--out",
@@ -152,7 +166,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     # What can be refused is refused before torch is imported and anything is computed.
-    outputs = _outputs(options.prompts, options.out, options.seed)
+    if options.count < 1:
+        raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
+    seeds = range(options.seed, options.seed + options.count)
+    drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    outputs = _outputs(drawn, options.out)
     if options.trajectory is not None:
         _need_folder(
             options.trajectory.parent if not options.trajectory.exists() else options.trajectory
@@ -169,18 +187,21 @@ def _generate(options: argparse.Namespace) -> int:
         options.prompts,
         model,
         steps=steps,
-        seed=options.seed,
+        seed=seeds,
         size=options.size,
         views=options.views,
         init=options.init,
         prefix=options.prefix,
         truncate=options.truncate,
+        precision=options.precision,
+        max_views=options.max_views,
+        compile=options.compile,
         callback=trajectory,
     )
-    for prompt, image, path in zip(options.prompts, ascent.images, outputs, strict=True):
+    for (prompt, seed), image, path in zip(drawn, ascent.images, outputs, strict=True):
         facts = {
             "prompt": f"{options.prefix} {prompt}".strip(),
-            "seed": options.seed,
+            "seed": seed,
             "model": model.name,
             "steps": ascent.steps,
             "init": options.init,
@@ -241,24 +262,24 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _outputs(prompts: Sequence[str], out: Path | None, seed: int) -> list[Path]:
-    """Name one PNG a prompt, and make sure that it can be written."""
-    if out is not None and len(prompts) == 1 and not out.is_dir() and out.suffix:
+def _outputs(drawn: Sequence[tuple[str, int]], out: Path | None) -> list[Path]:
+    """Name one PNG for each prompt and seed, and make sure that it can be written."""
+    if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
         if out.suffix.lower() != ".png":
             raise ClipagError(f"--out {out} ends in {out.suffix}: pictures are written as .png.")
         _need_folder(out.parent)
         return [out]
     folder = Path() if out is None else out
-    if out is not None and len(prompts) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
-        raise ClipagError(f"--out {out} is one file for {len(prompts)} prompts: name a folder.")
+    if out is not None and len(drawn) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
+        raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
     _need_folder(folder)
     paths: list[Path] = []
-    for prompt in prompts:
+    for prompt, seed in drawn:
         name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-        path, count = folder / f"{name}-{seed}.png", 1
+        path, again = folder / f"{name}-{seed}.png", 1
         while path in paths:
-            count += 1
-            path = folder / f"{name}-{seed}-{count}.png"
+            again += 1
+            path = folder / f"{name}-{seed}-{again}.png"
         if path.is_dir():
             raise ClipagError(f"{path} is a folder: move it, or name another --out.")
         paths.append(path)

@@ -110,7 +110,8 @@ class Views:
         # The crops of an image below one another: as one tall grid they need no copy of it.
         tall = grid.view(1, n * size, size, 2).expand(b, -1, -1, -1)
         crops = F.grid_sample(images, tall, padding_mode="border", align_corners=False)
-        return crops.unflatten(2, (n, size)).transpose(1, 2)
+        views: Tensor = crops.unflatten(2, (n, size)).transpose(1, 2)
+        return views
 
 
 def _alike(transforms: list[Any], views: Tensor) -> Tensor:
@@ -127,7 +128,8 @@ def _alike(transforms: list[Any], views: Tensor) -> Tensor:
             for key, value in drawn.items()
         }
         flat = transform(flat, params=alike)
-    return flat.unflatten(0, (b, v))
+    views = flat.unflatten(0, (b, v))
+    return views
 
 
 class OneView:

@@ -35,7 +35,7 @@ class Attention(nn.MultiheadAttention):
     runs hundreds of times, attention within one sequence, takes a shorter way.
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -78,8 +78,9 @@ class PatchEmbedding(nn.Conv2d):
         if h % p or w % p:
             return super().forward(input)
         patches = input.view(b, c, h // p, p, w // p, p).permute(2, 4, 0, 1, 3, 5)
-        tokens = patches.reshape(h // p, w // p, b, c * p * p) @ self.weight.flatten(1).t()
-        return tokens.permute(2, 3, 0, 1)
+        rows = patches.reshape(h // p, w // p, b, c * p * p)
+        features: Tensor = F.linear(rows, self.weight.flatten(1)).permute(2, 3, 0, 1)
+        return features
 
 
 class QuickGELU(nn.Module):
@@ -179,10 +180,14 @@ class Transformer(nn.Module):
     def first(self, x: Tensor) -> Tensor:
         """Return what `forward(x)[:1]` would, without the last block's work for the rest."""
         *blocks, last = self.resblocks
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules()) or not isinstance(
-            last, ResidualAttentionBlock
-        ):
-            return self(x)[:1]  # someone looks on, or has put in blocks of their own
+        # Someone may look on with hooks, or have put in code of their own.
+        touched = any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m)
+            for m in self.modules()
+        )
+        if touched or not isinstance(last, ResidualAttentionBlock):
+            everything: Tensor = self(x)
+            return everything[:1]
         for block in blocks:
             x = block(x)
         y: Tensor = last(x, wanted=1)

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import ClipagError
+from ..model import ClipagModel
 from . import rot
 from .patching import Patches
 
@@ -105,7 +108,34 @@ def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:
         if move is not None:
             arguments = tuple(map(move, arguments))
             options = {key: move(value) for key, value in options.items()}
-        return real(name, *arguments, **options)
+        loaded = real(name, *arguments, **options)
+        _spare_weights(loaded[0])
+        return loaded
 
     vars(load)["chosen"] = model
     return load
+
+
+def _spare_weights(model: ClipagModel) -> None:
+    """Have an image that asks for a gradient be the only one that gets it.
+
+    Many scripts never freeze their CLIP, and half of every backward pass goes into gradients
+    of weights that no one reads. In training mode nothing changes, nor for images that ask
+    for no gradient: explanations by way of the weights' graph go on working.
+    """
+    encode = model.encode_image
+
+    @wraps(encode)
+    def spared(image: Tensor) -> Tensor:
+        if not image.requires_grad or model.training:
+            return encode(image)
+        learning = [weight for weight in model.visual.parameters() if weight.requires_grad]
+        for weight in learning:
+            weight.requires_grad_(False)
+        try:
+            return encode(image)
+        finally:
+            for weight in learning:
+                weight.requires_grad_(True)
+
+    vars(model)["encode_image"] = spared
