@@ -59,6 +59,8 @@ def uninstall() -> None:
 
 
 def _replace_clip(patches: Patches, model: str, move: Any) -> None:
+    patches.set(ClipagModel, "encode_image", _sparing(ClipagModel.encode_image))
+
     def ours(name: str) -> ModuleType:
         package = import_module(OURS)
         if not hasattr(package.load, "chosen"):
@@ -108,34 +110,31 @@ def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:
         if move is not None:
             arguments = tuple(map(move, arguments))
             options = {key: move(value) for key, value in options.items()}
-        loaded = real(name, *arguments, **options)
-        _spare_weights(loaded[0])
-        return loaded
+        return real(name, *arguments, **options)
 
     vars(load)["chosen"] = model
     return load
 
 
-def _spare_weights(model: ClipagModel) -> None:
-    """Have an image that asks for a gradient be the only one that gets it.
+def _sparing(encode: Any) -> Any:
+    """Wrap `encode_image` so that weights take no gradient where the image asks for one.
 
-    Many scripts never freeze their CLIP, and half of every backward pass goes into gradients
-    of weights that no one reads. In training mode nothing changes, nor for images that ask
-    for no gradient: explanations by way of the weights' graph go on working.
+    Many scripts never freeze their CLIP, and a third of their time goes into gradients of
+    weights that no one reads. In training mode nothing changes, nor for images that ask for
+    no gradient: explanations by way of the weights' graph go on working.
     """
-    encode = model.encode_image
 
     @wraps(encode)
-    def spared(image: Tensor) -> Tensor:
-        if not image.requires_grad or model.training:
-            return encode(image)
+    def encode_image(model: ClipagModel, image: Tensor) -> Tensor:
+        if model.training or not image.requires_grad:
+            return encode(model, image)  # type: ignore[no-any-return]
         learning = [weight for weight in model.visual.parameters() if weight.requires_grad]
         for weight in learning:
             weight.requires_grad_(False)
         try:
-            return encode(image)
+            return encode(model, image)  # type: ignore[no-any-return]
         finally:
             for weight in learning:
                 weight.requires_grad_(True)
 
-    vars(model)["encode_image"] = spared
+    return encode_image
