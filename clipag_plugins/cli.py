@@ -109,7 +109,11 @@ def parser() -> argparse.ArgumentParser:
         default=64,
         help="views that the model sees at once; fewer need less memory (default: %(default)s)",
     )
-    add("--compile", action="store_true", help="torch.compile the model first: for very long runs")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the model first: for long runs on a GPU",
+    )
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--out",

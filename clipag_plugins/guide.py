@@ -1,6 +1,7 @@
 """The guide: the only place that knows about CLIP."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -59,12 +60,13 @@ class Guide:
         precision: what the tower computes in: "auto" (the fastest on this device, by a
             measurement), "float32", "bfloat16" or "float16". The loss is float32.
         max_views: views that the tower sees at once: it bounds the memory.
-        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs. It costs up
-            to minutes before the first step and pays in runs that are longer still.
+        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs (not timed
+            yet). On CPUs it costs a minute or more before the first step and was found to gain
+            nothing: what guidance does is matrix products already.
 
     Raises:
-        ClipagError: `precision` or `max_views` is not possible, there is no target, or one
-            has a `stop` and the cosine is the measure.
+        ClipagError: `precision`, `max_views` or `compile` is not possible, there is no target,
+            or one has a `stop` and the cosine is the measure.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class Guide:
         tower = precisions.in_precision(model.visual, self.dtype)
         if compile:
             cuda_graphs = model.device.type == "cuda"
+            if not cuda_graphs and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+                raise ClipagError("compile needs a C++ compiler: install g++, or leave it out.")
             tower = torch.compile(tower, mode="reduce-overhead" if cuda_graphs else None)  # type: ignore[assignment]
         self._tower = tower
         self.spherical = spherical

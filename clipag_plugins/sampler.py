@@ -110,7 +110,7 @@ def generate(
         truncate: cut prompts of more than 77 tokens instead of refusing them.
         precision: "auto" (the fastest here), "float32", "bfloat16" or "float16": see `Guide`.
         max_views: views that the model sees at once; fewer need less memory.
-        compile: pass the model through `torch.compile` first: for very long runs.
+        compile: pass the model through `torch.compile` first: see `Guide`.
         progress: show a progress bar.
 
     Raises:
