@@ -39,6 +39,8 @@ from .paths import Curves, Group, Paint, to_curves
 # Curves are cut so that no piece is farther from its curve than this, in samples.
 _TOLERANCE = 0.1
 _MOST_PIECES = 1024
+# Squares of larger coordinates would overflow single precision.
+_FAR = 1e15
 # Half the width of an edge's ramp, in samples: it gives the ramp the variance of a pixel's box,
 # which is 1/12 in every direction.
 _RAMP = math.sqrt(5 / 12)
@@ -183,30 +185,39 @@ def _render(drawing: _Drawing, batch: int, size: tuple[int, int], samples: int) 
     for curves, cover in ((drawing.fills, _cover_fills), (drawing.strokes, _cover_strokes)):
         if curves is None or not len(curves.path):
             continue
-        for name, values in (("points", curves.control), ("stroke width", curves.radius)):
-            _check_finite(name, values)
+        for name, values in (("points", curves.control), ("stroke widths", curves.radius)):
+            _check(name, values)
         curves = curves._replace(control=curves.control * samples, radius=curves.radius * samples)
         found.append(cover(curves, drawing, height, width))
-    _check_finite("colours", drawing.colour)
+    _check("colours", drawing.colour)
     sample, layer, coverage = (torch.cat(parts) for parts in zip(*found, strict=True))
-    colour = drawing.colour.index_select(0, layer)
+    if drawing.fills is not None:  # strokes alone are sorted
+        order, _, _ = _runs(sample, layer, len(drawing.image))
+        sample, layer = sample[order], layer[order]
+        coverage = coverage.gather(0, order)
+    colour = _at(drawing.colour.mT, layer)
     for number, function in drawing.functions.items():
         (where,) = (layer == number).nonzero(as_tuple=True)
         place = sample[where] % (height * width)
         centre = torch.stack([place % width, place // width], dim=1) + 0.5
-        colour = colour.index_copy(0, where, function(centre.to(colour) / samples).to(colour))
-    alpha = coverage * colour[:, 3]
-    source = torch.cat([colour[:, :3] * alpha[:, None], alpha[:, None]], dim=1)
-    picture = _composite(sample, layer, source, batch * height * width, len(drawing.image))
-    picture = picture.view(batch, height, width, 4).movedim(3, 1)
-    return avg_pool2d(picture, samples)
+        painted = function(centre.to(colour) / samples).to(colour)
+        colour = colour.index_copy(1, where, painted.mT)
+    alpha = coverage * colour[3:]
+    source = torch.cat([alpha * colour[:3], alpha])
+    picture = _composite(sample, source, batch * height * width)
+    return avg_pool2d(picture.view(4, batch, height, width), samples).transpose(0, 1)
 
 
-def _check_finite(name: str, values: Tensor) -> None:
-    if not values.isfinite().all():
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Return values (C, K) at index (N,) as (C, N), by the operation whose gradient is fast."""
+    return values.gather(1, index.expand(len(values), -1))
+
+
+def _check(name: str, values: Tensor) -> None:
+    if not (values.abs() <= _FAR).all():
         raise ClipagError(
-            f"The {name} hold NaN or infinity: check the last step that changed them, "
-            "a learning rate that is too large for one."
+            f"The {name} of the drawing hold NaN or numbers beyond {_FAR:g}: mend the input, or "
+            "lower the learning rate that led there."
         )
 
 
@@ -214,7 +225,7 @@ def _check_finite(name: str, values: Tensor) -> None:
 
 
 class _Pieces(NamedTuple):
-    """Straight pieces of curves: ends (K, 2) in samples, and which curve each is of (K,)."""
+    """Straight pieces of curves: ends (2, K) in samples, and which curve each is of (K,)."""
 
     start: Tensor
     end: Tensor
@@ -238,20 +249,22 @@ def _cut(curves: Curves, height: int, width: int) -> _Pieces:
         count = count.where(~beside, 1).long()
     # A curve of n pieces has n + 1 nodes; Bernstein polynomials place them.
     owner, step = _expand(count + 1)
-    t = (step / count[owner]).to(control)[:, None]
+    t = step / count[owner].to(control.dtype)
     s = 1 - t
-    weights = torch.cat([s**3, 3 * s**2 * t, 3 * s * t**2, t**3], dim=1)
-    nodes = (weights[:, :, None] * curves.control.index_select(0, owner)).sum(1)
+    bernstein = torch.stack([s**3, 3 * s**2 * t, 3 * s * t**2, t**3])
+    control = _at(curves.control.permute(2, 1, 0).flatten(0, 1), owner).view(2, 4, -1)
+    nodes = (bernstein * control).sum(1)
     curve, step = _expand(count)
     first = step + (torch.cumsum(count + 1, 0) - count - 1)[curve]
-    return _Pieces(nodes.index_select(0, first), nodes.index_select(0, first + 1), curve)
+    return _Pieces(_at(nodes, first), _at(nodes, first + 1), curve)
 
 
 def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Return for counts (n,) of things that each owner has: owner and number within, both (Σ,)."""
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     first = torch.cumsum(counts, 0) - counts
-    return owner, torch.arange(len(owner), device=counts.device) - first[owner]
+    number = torch.arange(len(owner), device=counts.device)
+    return owner, number - first.index_select(0, owner)
 
 
 # ------------------------------------------------------------------------------------- strokes
@@ -260,42 +273,35 @@ def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _cover_strokes(curves: Curves, drawing: _Drawing, height: int, width: int) -> _Fragments:
     """Return what strokes cover: per layer and sample, the piece that covers it most."""
     pieces = _cut(curves, height, width)
-    layer = curves.layer[pieces.curve]
+    capsules = torch.cat([pieces.start, pieces.end, _at(curves.radius[None], pieces.curve)])
     with torch.no_grad():
-        piece, column, row = _near(pieces, curves, height, width)
+        layer = curves.layer[pieces.curve]
+        piece, column, row = _near(capsules, curves.path[pieces.curve], height, width)
         x, y = column + 0.5, row + 0.5
-        start, end = pieces.start[piece], pieces.end[piece]
-        radius = curves.radius[pieces.curve[piece]]
-        place = _project(x, y, start, end)
-        coverage, distance = _coverage(x, y, start, end, place, radius)
-        (touched,) = (distance < radius + _RAMP).nonzero(as_tuple=True)
-        piece, column, row = piece[touched], column[touched], row[touched]
-        sample = (drawing.image[layer[piece]] * height + row) * width + column
-        order, group, groups = _runs(sample, layer[piece], len(drawing.image))
-        winner = touched.new_empty(groups)
-        best = coverage.new_full((groups,), -1)
-        coverage = coverage[touched][order]
-        best.scatter_reduce_(0, group, coverage, "amax")
-        (ties,) = (coverage == best[group]).nonzero(as_tuple=True)
-        winner.fill_(len(order)).scatter_reduce_(0, group[ties], ties, "amin")
-        chosen = order[winner]
-        kept = touched[chosen]
-        piece, sample = piece[chosen], sample[chosen]
-    coverage, _ = _coverage(
-        x[kept],
-        y[kept],
-        pieces.start.index_select(0, piece),
-        pieces.end.index_select(0, piece),
-        place[kept],
-        curves.radius.index_select(0, pieces.curve[piece]),
-    )
-    return _Fragments(sample, layer[piece], coverage)
+        near = capsules.index_select(1, piece)
+        place = _project(x, y, near)
+        coverage = _coverage(x, y, place, near)
+        first = (drawing.image[layer] * height).index_select(0, piece)
+        sample = (first + row) * width + column
+        layer = layer.index_select(0, piece)
+        order, group, groups = _runs(sample, layer, len(drawing.image))
+        coverage = coverage.index_select(0, order)
+        best = coverage.new_full((groups,), -1).scatter_reduce(0, group, coverage, "amax")
+        (ties,) = (coverage == best.index_select(0, group)).nonzero(as_tuple=True)
+        winner = order.new_full((groups,), len(order))
+        winner = winner.scatter_reduce(0, group.index_select(0, ties), ties, "amin")
+        kept = order.index_select(0, winner)
+        sample, layer = sample.index_select(0, kept), layer.index_select(0, kept)
+        # Well inside a stroke nothing depends on where it runs.
+        (edge,) = (best < 1).nonzero(as_tuple=True)
+        kept = kept.index_select(0, edge)
+        x, y, place, piece = (v.index_select(0, kept) for v in (x, y, place, piece))
+    coverage = _coverage(x, y, place, _at(capsules, piece))
+    return _Fragments(sample, layer, best.index_copy(0, edge, coverage))
 
 
-def _near(
-    pieces: _Pieces, curves: Curves, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """List the samples around each piece, as (piece, column, row).
+def _near(capsules: Tensor, path: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """List the samples around each capsule, a piece with a radius, as (piece, column, row).
 
     A sample whose nearest point is inside a piece lies in the rectangle along the piece, to the
     reach r + ramp on both sides. One whose nearest point is the joint of two pieces that turn by
@@ -303,42 +309,39 @@ def _near(
     nearer one; the free ends of a path need the whole reach. The rectangles are lengthened by
     that, and every sample of a stroke is listed about once however short the pieces are.
     """
-    start, curve = pieces.start, pieces.curve
-    reach = curves.radius[curve] + _RAMP
-    along = pieces.end - start
-    length = along.norm(dim=1)
+    ax, ay, bx, by, radius = capsules
+    reach = radius + _RAMP
+    length = torch.hypot(bx - ax, by - ay)
     # A piece without a length may point anywhere; its joints get the whole reach.
     flat = length == 0
-    direction = along / length.where(~flat, 1)[:, None]
-    direction[flat] = direction.new_tensor([1, 0])
-    cosine = (direction[1:] * direction[:-1]).sum(1).clamp(-1, 1)
-    path = curves.path[curve]
+    tx = ((bx - ax) / length).where(~flat, 1)
+    ty = ((by - ay) / length).where(~flat, 0)
+    cosine = (tx[1:] * tx[:-1] + ty[1:] * ty[:-1]).clamp(-1, 1)
     joined = (path[1:] == path[:-1]) & ~flat[1:] & ~flat[:-1]
     turn = ((1 - cosine) / 2).sqrt().where(joined, 1)
     one = turn.new_ones(1)
     before = -reach * torch.cat([one, turn])
     after = length + reach * torch.cat([turn, one])
 
-    (tx, ty), (ax, ay) = direction.unbind(1), start.unbind(1)
     low = ay + torch.minimum(before * ty, after * ty) - reach * tx.abs()
     high = ay + torch.maximum(before * ty, after * ty) + reach * tx.abs()
     left = ax + torch.minimum(before * tx, after * tx) - reach * ty.abs()
     right = ax + torch.maximum(before * tx, after * tx) + reach * ty.abs()
     first, rows = _centres(low, high, height)
-    seen = (right > 0) & (left < width) & (curves.radius[curve] >= 0)
-    piece, step = _expand(rows * seen)
+    piece, step = _expand(rows * ((right > 0) & (left < width) & (radius >= 0)))
 
     # In the row at distance v below the piece's start, u = x − ax is bounded by both pairs of
     # sides: before ≤ u tx + v ty ≤ after and −reach ≤ v tx − u ty ≤ reach.
-    row = first[piece] + step
-    tx, ty, ax, reach = tx[piece], ty[piece], ax[piece], reach[piece]
-    v = row + 0.5 - ay[piece]
-    ends = _between(before[piece] - v * ty, after[piece] - v * ty, tx)
-    sides = _between(v * tx - reach, v * tx + reach, ty)
-    low, high = torch.maximum(ends[0], sides[0]), torch.minimum(ends[1], sides[1])
-    first, columns = _centres(ax + low, ax + high, width)
+    row = first.index_select(0, piece) + step
+    sides = torch.stack([ax, ay, tx, ty, reach, before, after]).index_select(1, piece)
+    ax, ay, tx, ty, reach, before, after = sides
+    v = row + 0.5 - ay
+    low, high = _between(before - v * ty, after - v * ty, tx)
+    left, right = _between(v * tx - reach, v * tx + reach, ty)
+    first, columns = _centres(ax + torch.maximum(low, left), ax + torch.minimum(high, right), width)
     span, step = _expand(columns)
-    return piece[span], first[span] + step, row[span]
+    column = first.index_select(0, span) + step
+    return piece.index_select(0, span), column, row.index_select(0, span)
 
 
 def _between(low: Tensor, high: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -356,22 +359,22 @@ def _centres(low: Tensor, high: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return first, (last - first + 1).clamp_min(0)
 
 
-def _project(x: Tensor, y: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def _project(x: Tensor, y: Tensor, capsules: Tensor) -> Tensor:
     """Return where on each piece, from 0 to 1, its point nearest to (x, y) lies."""
-    (ax, ay), (bx, by) = start.unbind(1), end.unbind(1)
+    ax, ay, bx, by, _ = capsules
     ux, uy = bx - ax, by - ay
     square = ux * ux + uy * uy
-    place = ((x - ax) * ux + (y - ay) * uy) / square.where(square > 0, 1)
-    return place.clamp(0, 1)
+    return (((x - ax) * ux + (y - ay) * uy) / square.where(square > 0, 1)).clamp(0, 1)
 
 
-def _coverage(
-    x: Tensor, y: Tensor, start: Tensor, end: Tensor, place: Tensor, radius: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return how much of each sample a stroke of that radius covers, and the distance."""
-    nearest = torch.lerp(start, end, place[:, None])
-    distance = torch.stack([x, y], dim=1).sub(nearest).norm(dim=1)
-    return _edge(radius - distance) + _edge(radius + distance) - 1, distance
+def _coverage(x: Tensor, y: Tensor, place: Tensor, capsules: Tensor) -> Tensor:
+    """Return how much of the samples at (x, y) strokes cover whose nearest points are known."""
+    ax, ay, bx, by, radius = capsules
+    dx = x - ax - place * (bx - ax)
+    dy = y - ay - place * (by - ay)
+    # At distance 0 the square root has no gradient, and the coverage does not change.
+    distance = (dx * dx + dy * dy).clamp_min(1e-12).sqrt()
+    return _edge(radius - distance) + _edge(radius + distance) - 1
 
 
 def _edge(depth: Tensor) -> Tensor:
@@ -398,69 +401,61 @@ def _cover_fills(curves: Curves, drawing: _Drawing, height: int, width: int) -> 
     _, length = curves.path.unique_consecutive(return_counts=True)
     last = torch.cumsum(length, 0) - 1
     first = last - length + 1
-    start = torch.cat([pieces.start, curves.control[last, 3]]).double()
-    end = torch.cat([pieces.end, curves.control[first, 0]]).double()
+    start = torch.cat([pieces.start, curves.control[last, 3].mT], 1).double()
+    end = torch.cat([pieces.end, curves.control[first, 0].mT], 1).double()
     layer = curves.layer[torch.cat([pieces.curve, first])]
 
     with torch.no_grad():
-        corner = start.new_tensor([width, height])
-        low = start.new_full((len(drawing.image), 2), math.inf)
-        high = start.new_full((len(drawing.image), 2), -math.inf)
-        for ends in (start, end):
-            index = layer[:, None].expand_as(ends)
-            low.scatter_reduce_(0, index, ends, "amin")
-            high.scatter_reduce_(0, index, ends, "amax")
-        low = low.floor().clamp_min(0).minimum(corner).long()
-        high = high.ceil().clamp_min(0).minimum(corner).long()
-        shape = (high - low).clamp_min(0)
+        # The box (2, L) of each layer within the canvas, in samples: x, y.
+        index = layer.expand(2, -1)
+        far = start.new_full((2, len(drawing.image)), math.inf)
+        low = far.scatter_reduce(1, index, torch.minimum(start, end), "amin").floor()
+        high = (-far).scatter_reduce(1, index, torch.maximum(start, end), "amax").ceil()
+        corner = start.new_tensor([[width], [height]])
+        low, high = (values.clamp_min(0).minimum(corner).long() for values in (low, high))
+        wide, tall = (high - low).clamp_min(0)
         # One more column takes what lies right of the canvas, so that every row sums to zero.
-        stride = shape[:, 0] + 1
-        cells = stride * shape[:, 1] * (shape[:, 0] > 0)
+        stride = wide + 1
+        cells = stride * tall * (wide > 0)
         origin = torch.cumsum(cells, 0) - cells
-        bottom = torch.minimum(start[:, 1], end[:, 1]).floor().long()
-        top = torch.maximum(start[:, 1], end[:, 1]).ceil().long()
-        bottom = bottom.maximum(low[layer, 1]).minimum(high[layer, 1])
-        rows = (top.minimum(high[layer, 1]) - bottom).clamp_min(0)
-        rows = rows * ((start[:, 1] != end[:, 1]) & (cells[layer] > 0))
-        piece, step = _expand(rows)
-        row = bottom[piece] + step
-        layer = layer[piece]
 
-    # The part of each piece within a row: from (x0, y0) to (x1, y1).
-    (ax, ay), (bx, by) = start[piece].unbind(1), end[piece].unbind(1)
+        top = torch.minimum(start[1], end[1]).floor().clamp(0, height).long()
+        bottom = torch.maximum(start[1], end[1]).ceil().clamp(0, height).long()
+        slanted = (start[1] != end[1]) & (cells[layer] > 0)
+        piece, step = _expand((bottom - top).clamp_min(0) * slanted)
+        row, layer = top[piece] + step, layer[piece]
+
+    # The part of each piece within a row, from (x0, y0) to (x1, y1).
+    (ax, ay), (bx, by) = _at(start, piece), _at(end, piece)
     y0, y1 = ay.clamp(row, row + 1), by.clamp(row, row + 1)
     slope = (bx - ax) / (by - ay)
     x0, x1 = ax + (y0 - ay) * slope, ax + (y1 - ay) * slope
     with torch.no_grad():
-        left = torch.minimum(x0, x1).floor().long()
-        right = torch.maximum(x0, x1).floor().long() + 1
-        left = left.maximum(low[layer, 0]).minimum(high[layer, 0])
-        right = right.maximum(left).minimum(high[layer, 0])
-        part, step = _expand(right - left + 1)
-        column = left[part] + step
-        cell = origin[layer[part]] + (row - low[layer, 1])[part] * stride[layer[part]]
-        cell = cell + column - low[layer[part], 0]
-        ends_here = column == high[layer[part], 0]
-        starts_here = step == 0
-    x0, x1 = x0[part], x1[part]
-    share = _share_right(column + 1, x0, x1).where(~ends_here, 1)
-    before = _share_right(column, x0, x1).where(~starts_here, 0)
-    change = (y1 - y0)[part] * (share - before)
+        left, right = low[0, layer], high[0, layer]
+        first = torch.minimum(x0, x1).floor().clamp(0, width).long()
+        last = (torch.maximum(x0, x1).floor() + 1).clamp(0, width).long()
+        first, last = first.minimum(right), last.minimum(right)
+        part, step = _expand(last - first + 1)
+        column = first[part] + step
+        line = origin[layer] + (row - low[1, layer]) * stride[layer] - left
+        cell = line[part] + column
+    x0, x1, rise = _at(torch.stack([x0, x1, y1 - y0]), part)
+    share = _share_right(column + 1, x0, x1).where(column < right[part], 1)
+    before = _share_right(column, x0, x1).where(step > 0, 0)
+    change = rise * (share - before)
     winding = change.new_zeros(int(cells.sum())).index_add(0, cell, change).cumsum(0)
 
     with torch.no_grad():
         (cell,) = (winding.abs() > 1e-6).nonzero(as_tuple=True)
         layer = torch.searchsorted(origin + cells, cell, right=True)
         place = cell - origin[layer]
-        column = place % stride[layer]
-        kept = column < shape[layer, 0]
-        cell, layer, place, column = cell[kept], layer[kept], place[kept], column[kept]
-        row = place // stride[layer] + low[layer, 1]
-        sample = (drawing.image[layer] * height + row) * width + column + low[layer, 0]
+        row = place // stride[layer] + low[1, layer]
+        column = place % stride[layer] + low[0, layer]
+        sample = (drawing.image[layer] * height + row) * width + column
     inside = winding.index_select(0, cell).abs()
     odd = 1 - (inside % 2 - 1).abs()
     coverage = odd.where(drawing.even_odd[layer], inside.clamp_max(1))
-    return _Fragments(sample, layer, coverage.to(curves.control))
+    return _Fragments(sample, layer, coverage.to(curves.control.dtype))
 
 
 def _share_right(edge: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
@@ -485,60 +480,62 @@ def _runs(sample: Tensor, layer: Tensor, layers: int) -> tuple[Tensor, Tensor, i
     if len(key) and int(key.max()) < 2**31:
         key = key.int()  # which sorts twice as fast
     key, order = key.sort(stable=True)
-    new = torch.ones_like(key)
+    new = torch.ones_like(key, dtype=torch.bool)
     new[1:] = key[1:] != key[:-1]
     group = torch.cumsum(new, 0) - 1
     return order, group, int(group[-1]) + 1 if len(group) else 0
 
 
-def _composite(sample: Tensor, layer: Tensor, source: Tensor, total: int, layers: int) -> Tensor:
-    """Paint fragments (N, 4), premultiplied RGBA, over each other; return samples (total, 4)."""
+def _composite(sample: Tensor, source: Tensor, total: int) -> Tensor:
+    """Paint fragments (4, N), premultiplied RGBA, over each other; return samples (4, total).
+
+    They come sorted by sample, and for each sample in paint order.
+    """
     with torch.no_grad():
-        order, _, _ = _runs(sample, layer, layers)
-        place, depth = sample[order].unique_consecutive(return_counts=True)
+        place, depth = sample.unique_consecutive(return_counts=True)
         first = torch.cumsum(depth, 0) - depth
         # Deepest samples first: those with more than k fragments are then a prefix, for every k.
         depth, deepest = depth.sort(descending=True, stable=True)
+        place, first = place[deepest], first[deepest]
         sizes = len(depth) - torch.cumsum(depth.bincount(), 0)[:-1]
         level, slot = _expand(sizes)
-        order = order[first[deepest][slot] + level]
-    painted = _Over.apply(source.index_select(0, order), sizes.tolist())
-    return source.new_zeros(total, 4).index_copy(0, place[deepest], painted)
+        order = first.index_select(0, slot) + level
+    painted = _Over.apply(_at(source, order), sizes.tolist())
+    return source.new_zeros(4, total).scatter(1, place.expand(4, -1), painted)
 
 
 class _Over(torch.autograd.Function):
     """The "over" operator of Porter and Duff (1984), from the lowest level to the highest.
 
-    `source` (N, 4) is premultiplied RGBA, level after level. Each level lies on the first
+    `source` (4, N) is premultiplied RGBA, level after level. Each level lies on the first
     samples of the level below: `sizes` says how many.
     """
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, sizes: list[int]) -> Tensor:
         behind = torch.empty_like(source)
-        result = source.new_zeros(max(sizes, default=0), 4)
-        first = 0
+        result = source.new_zeros(4, max(sizes, default=0))
+        through = 1 - source[3]
+        last = 0
         for size in sizes:
-            level = slice(first, first + size)
-            behind[level] = result[:size]
-            result[:size] *= 1 - source[level, 3:]
-            result[:size] += source[level]
-            first += size
-        ctx.save_for_backward(source, behind)
+            first, last = last, last + size
+            behind[:, first:last] = result[:, :size]
+            result[:, :size] *= through[first:last]
+            result[:, :size] += source[:, first:last]
+        ctx.save_for_backward(through, behind)
         ctx.sizes = sizes
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        source, behind = ctx.saved_tensors
+        through, behind = ctx.saved_tensors
         gradient = gradient.clone()
-        result = torch.empty_like(source)
-        last = len(source)
+        result = torch.empty_like(behind)
+        first = behind.shape[1]
         for size in reversed(ctx.sizes):
-            level = slice(last - size, last)
-            result[level] = gradient[:size]
-            gradient[:size] *= 1 - source[level, 3:]
-            last -= size
-        result[:, 3] -= (result * behind).sum(1)
+            first, last = first - size, first
+            result[:, first:last] = gradient[:, :size]
+            gradient[:, :size] *= through[first:last]
+        result[3] -= (result * behind).sum(0)
         return result, None
