@@ -7,13 +7,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ClipagError
+
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLES = """\
 examples:
   clipag generate "a red apple"
   clipag generate "a castle" "a rocket" --seed 3 --out pictures/
+  clipag generate "a snail" --count 8 --out pictures/          seeds 0 to 7, one batch
   clipag generate "a fox" --prefix "oil painting of" --trajectory steps/
   clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
@@ -43,6 +48,13 @@ examples:
   clipag convert CLIPAG_ViTB32.pt          writes CLIPAG_ViTB32.safetensors
   clipag convert ViT-B-32.pt --out openai.safetensors     OpenAI's TorchScript files too
 """
+BENCH_EXAMPLES = """\
+examples:
+  clipag bench                             four models, 1 to 64 views: half an hour on a CPU
+  clipag bench --models ViT-B-32 --views 32 --device cuda
+  clipag bench --models clipag-mini --out bench.json
+"""
+DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
@@ -67,8 +79,10 @@ def parser() -> argparse.ArgumentParser:
         default="clipag-mini",
         help="a known model or a weights file (default: %(default)s)",
     )
+    add("--device", help=DEVICE_HELP)
     add("--steps", type=int, help="updates (default: what suits the model)")
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add(
         "--views",
@@ -83,6 +97,19 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="what the model computes in (default: the fastest here, by a measurement)",
+    )
+    add(
+        "--max-views",
+        type=int,
+        default=64,
+        help="views that the model sees at once; fewer need less memory (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="torch.compile the model first: for very long runs")
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--out",
@@ -117,6 +144,14 @@ def parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
     convert.add_argument("file", type=Path, metavar="FILE.pt", help="what to read; no code is run")
     convert.add_argument("--out", type=Path, metavar="FILE.safetensors", help="what to write")
+    bench = command("bench", "time the guide beside open_clip and clip-anytorch", BENCH_EXAMPLES)
+    bench.set_defaults(run=_bench)
+    add = bench.add_argument
+    add("--models", nargs="+", metavar="NAME", help="embedded, or an open_clip architecture")
+    add("--views", type=int, nargs="+", metavar="N", help="views of one look (default: 1 8 32 64)")
+    add("--rounds", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    add("--device", help=DEVICE_HELP)
+    add("--out", type=Path, metavar="FILE.json", help="keep the figures")
     return root
 
 
@@ -150,9 +185,44 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
+def _bench(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        _need_folder(options.out.parent)
+    for option, numbers in (("--rounds", [options.rounds]), ("--views", options.views or [])):
+        if min(numbers, default=1) < 1:
+            raise ClipagError(f"{option} is {min(numbers)}: it must be at least 1.")
+    from . import bench
+
+    bench.main(
+        options.models or bench.MODELS,
+        options.views or bench.VIEWS,
+        options.rounds,
+        _device(options.device),
+        options.out,
+    )
+    return 0
+
+
+def _device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ClipagError(f"--device {name} cannot be used on this machine: try cpu.") from error
+    return device
+
+
 def _generate(options: argparse.Namespace) -> int:
     # What can be refused is refused before torch is imported and anything is computed.
-    outputs = _outputs(options.prompts, options.out, options.seed)
+    if options.count < 1:
+        raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
+    seeds = range(options.seed, options.seed + options.count)
+    drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    outputs = _outputs(drawn, options.out)
     if options.trajectory is not None:
         _need_folder(
             options.trajectory.parent if not options.trajectory.exists() else options.trajectory
@@ -162,25 +232,28 @@ def _generate(options: argparse.Namespace) -> int:
     from .sampler import sample, save_png, settings_for, to_pil
     from .trajectory import Trajectory
 
-    model = load_clipag(options.model)
+    model = load_clipag(options.model, _device(options.device))
     steps = settings_for(model).steps if options.steps is None else options.steps
     trajectory = Trajectory(steps) if options.trajectory is not None else None
     ascent = sample(
         options.prompts,
         model,
         steps=steps,
-        seed=options.seed,
+        seed=seeds,
         size=options.size,
         views=options.views,
         init=options.init,
         prefix=options.prefix,
         truncate=options.truncate,
+        precision=options.precision,
+        max_views=options.max_views,
+        compile=options.compile,
         callback=trajectory,
     )
-    for prompt, image, path in zip(options.prompts, ascent.images, outputs, strict=True):
+    for (prompt, seed), image, path in zip(drawn, ascent.images, outputs, strict=True):
         facts = {
             "prompt": f"{options.prefix} {prompt}".strip(),
-            "seed": options.seed,
+            "seed": seed,
             "model": model.name,
             "steps": ascent.steps,
             "init": options.init,
@@ -241,24 +314,24 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _outputs(prompts: Sequence[str], out: Path | None, seed: int) -> list[Path]:
-    """Name one PNG a prompt, and make sure that it can be written."""
-    if out is not None and len(prompts) == 1 and not out.is_dir() and out.suffix:
+def _outputs(drawn: Sequence[tuple[str, int]], out: Path | None) -> list[Path]:
+    """Name one PNG for each prompt and seed, and make sure that it can be written."""
+    if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
         if out.suffix.lower() != ".png":
             raise ClipagError(f"--out {out} ends in {out.suffix}: pictures are written as .png.")
         _need_folder(out.parent)
         return [out]
     folder = Path() if out is None else out
-    if out is not None and len(prompts) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
-        raise ClipagError(f"--out {out} is one file for {len(prompts)} prompts: name a folder.")
+    if out is not None and len(drawn) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
+        raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
     _need_folder(folder)
     paths: list[Path] = []
-    for prompt in prompts:
+    for prompt, seed in drawn:
         name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-        path, count = folder / f"{name}-{seed}.png", 1
+        path, again = folder / f"{name}-{seed}.png", 1
         while path in paths:
-            count += 1
-            path = folder / f"{name}-{seed}-{count}.png"
+            again += 1
+            path = folder / f"{name}-{seed}-{again}.png"
         if path.is_dir():
             raise ClipagError(f"{path} is a folder: move it, or name another --out.")
         paths.append(path)

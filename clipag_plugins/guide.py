@@ -1,18 +1,31 @@
 """The guide: the only place that knows about CLIP."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from . import precision as precisions
 from .errors import ClipagError
 from .model import ClipagModel, normalize
 from .tokenizer import tokenize
 from .views import one_view
 
-MakeViews = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+class MakeViews(Protocol):
+    """What turns images into views: `Views`, `one_view`, or your own."""
+
+    @property
+    def count(self) -> int:
+        """Number of views of one image, V."""
+
+    def __call__(self, images: Tensor, size: int, /) -> tuple[Tensor, Tensor]:
+        """Return views (B, V, 3, size, size) of images (B, 3, H, W), and weights (V,)."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,20 @@ class Guide:
     """Turns images into a loss: how far their views are from the targets.
 
     Args:
-        model: the CLIP that guides; frozen.
+        model: the CLIP that guides. Its weights never take a gradient here.
         targets: what each image should become: one list of targets an image.
-        views: maps images (B, 3, H, W) and a side to views (B, V, 3, side, side) and
-            weights (V,); by default the image itself, without augmentation.
+        views: maps images to views; by default the image itself, without augmentation.
+        seeds: one an image: where the random numbers of its views come from, so that an
+            image does not depend on its batch. None is torch's global generator, and the
+            same numbers for every image.
+        precision: what the tower computes in: "auto" (the fastest on this device, by a
+            measurement), "float32", "bfloat16" or "float16". The loss is float32.
+        max_views: views that the tower sees at once: it bounds the memory.
+        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs. It costs up
+            to minutes before the first step and pays in runs that are longer still.
+
+    Raises:
+        ClipagError: `precision` or `max_views` is not possible.
     """
 
     def __init__(
@@ -38,25 +61,108 @@ class Guide:
         model: ClipagModel,
         targets: Sequence[Sequence[Target]],
         views: MakeViews = one_view,
+        *,
+        seeds: Sequence[int] | None = None,
+        precision: str = "auto",
+        max_views: int = 64,
+        compile: bool = False,
     ):
+        if max_views < 1:
+            raise ClipagError(f"max_views is {max_views}: the tower must see at least 1 at once.")
         self.model = model
         self.views = views
+        self.max_views = max_views
+        self.dtype = precisions.choose(precision, model.visual)
+        tower = precisions.in_precision(model.visual, self.dtype)
+        if compile:
+            cuda_graphs = model.device.type == "cuda"
+            tower = torch.compile(tower, mode="reduce-overhead" if cuda_graphs else None)  # type: ignore[assignment]
+        self._tower = tower
         # One matrix a batch: constant during the ascent, so it is made only once.
         self._goals = torch.stack(
             [sum(t.weight * t.embedding for t in image_targets) for image_targets in targets]  # type: ignore[misc]
         ).detach()
+        # None stands for torch's global generator.
+        self._seeds: list[int | None] = [None] * len(targets) if seeds is None else [*seeds]
+        self._streams: dict[int | None, Tensor] = {
+            seed: torch.Generator().manual_seed(seed).get_state() for seed in seeds or ()
+        }
 
     def loss(self, images: Tensor) -> Tensor:
-        """Return the loss (B,) of images (B, 3, H, W) in [0, 1].
+        """Return the loss (B,) of images (B, 3, H, W) in [0, 1], differentiable in them alone.
 
         It is Σ_v w_v · (−Σ_t w_t · cos(view v, target t)): the cosine loss of CLIPAG's
         sampler (supplement, section 1.3), averaged over views.
         """
-        views, weights = self.views(images, self.model.visual.native_size)
-        z = self.model.encode_image(normalize(views.flatten(0, 1)))
-        z = F.normalize(z.to(self._goals.dtype), dim=-1)
-        z = z.unflatten(0, views.shape[:2])
-        return -torch.einsum("bvd,bd,v->b", z, self._goals, weights)
+        wanted = torch.is_grad_enabled() and images.requires_grad
+        losses: Tensor = _Loss.apply(images, self, wanted)
+        return losses
+
+    def _look(self, images: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        """Return losses (B,) and, if `wanted`, their gradients (B, 3, H, W)."""
+        losses = images.new_empty(len(images), dtype=torch.float32)
+        gradient = torch.empty_like(images) if wanted else None
+        shared = torch.get_rng_state()
+        begin = {**self._streams, None: shared}
+        for rows in torch.arange(len(images)).split(max(1, self.max_views // self.views.count)):
+            part = images[rows].requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                views, weights = self._views_of(part, rows.tolist(), begin)
+            found, slopes = [], []
+            chunks = (
+                views.detach().flatten(0, 1),
+                self._goals[rows].repeat_interleave(self.views.count, dim=0),
+                weights.float().repeat(len(rows)),
+            )
+            for chunk, goals, weight in zip(
+                *(x.split(self.max_views) for x in chunks), strict=True
+            ):
+                chunk.requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    z = F.normalize(self._tower(normalize(chunk).to(self.dtype)).float(), dim=-1)
+                    loss = -weight * (z * goals).sum(dim=-1)
+                    total = loss.sum()
+                found.append(loss.detach())
+                if wanted:
+                    slopes += torch.autograd.grad(total, chunk)
+            losses[rows] = torch.cat(found).view(len(rows), -1).sum(dim=1)
+            if gradient is not None:
+                slope = torch.cat(slopes).view_as(views)
+                (gradient[rows],) = torch.autograd.grad(views, part, slope)
+        torch.set_rng_state(self._streams.get(None, shared))
+        return losses, gradient
+
+    def _views_of(
+        self, images: Tensor, rows: list[int], begin: dict[int | None, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the views of some rows of the batch, each drawn from its own seed's stream."""
+        views, first = [], 0
+        for seed, alike in groupby(self._seeds[row] for row in rows):
+            count = len(list(alike))
+            torch.set_rng_state(begin[seed])
+            drawn, weights = self.views(
+                images[first : first + count], self.model.visual.native_size
+            )
+            self._streams[seed] = torch.get_rng_state()
+            views.append(drawn)
+            first += count
+        return torch.cat(views), weights
+
+
+class _Loss(torch.autograd.Function):
+    """A guide's loss. Its gradient is made in the same pass, chunk by chunk, and kept."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, guide: Guide, wanted: bool) -> Tensor:
+        losses, gradient = guide._look(images.detach(), wanted)
+        ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream.view(-1, 1, 1, 1) * gradient, None, None
 
 
 @torch.no_grad()

@@ -82,21 +82,25 @@ def generate(
     model: ClipagModel | str | Path = "clipag-mini",
     *,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     size: int = 224,
     views: int | None = None,
     init: str | Path | Image.Image = "gmm",
     prefix: str = "",
     truncate: bool = False,
+    precision: str = "auto",
+    max_views: int = 64,
+    compile: bool = False,
     progress: bool = True,
 ) -> Image.Image | list[Image.Image]:
-    """Draw a prompt; several prompts are drawn as one batch and come back as a list.
+    """Draw a prompt; several prompts or seeds are drawn as one batch and come back as a list.
 
     Args:
         prompt: what to draw, or a list of it.
         model: a loaded model, or what `load_clipag` takes.
         steps: updates; by default what suits the model.
-        seed: the same seed gives the same picture on the same machine.
+        seed: the same seed gives the same picture on the same machine, alone or in a batch.
+            Of several seeds each draws every prompt; the first prompt's pictures come first.
         size: side of the picture in pixels, 16 to 2048.
         views: views an update; 1 looks at the picture itself, without augmentation; by
             default what suits the model.
@@ -104,6 +108,9 @@ def generate(
             `finetune.gmm`), or a picture (path or PIL) to start from.
         prefix: put before every prompt, as "oil painting of" (paper, Figure 18).
         truncate: cut prompts of more than 77 tokens instead of refusing them.
+        precision: "auto" (the fastest here), "float32", "bfloat16" or "float16": see `Guide`.
+        max_views: views that the model sees at once; fewer need less memory.
+        compile: pass the model through `torch.compile` first: for very long runs.
         progress: show a progress bar.
 
     Raises:
@@ -114,10 +121,11 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     ascent = sample(
         prompts, model, steps=steps, seed=seed, size=size, views=views, init=init,
-        prefix=prefix, truncate=truncate, progress=progress,
+        prefix=prefix, truncate=truncate, precision=precision, max_views=max_views,
+        compile=compile, progress=progress,
     )  # fmt: skip
     pictures = [to_pil(image) for image in ascent.images]
-    return pictures[0] if isinstance(prompt, str) else pictures
+    return pictures[0] if isinstance(prompt, str) and isinstance(seed, int) else pictures
 
 
 def sample(
@@ -125,12 +133,15 @@ def sample(
     model: ClipagModel,
     *,
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     size: int = 224,
     views: int | None = None,
     init: str | Path | Image.Image = "gmm",
     prefix: str = "",
     truncate: bool = False,
+    precision: str = "auto",
+    max_views: int = 64,
+    compile: bool = False,
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Ascent:
@@ -146,18 +157,28 @@ def sample(
         raise ClipagError(f"size is {size}: choose a side from {SMALLEST} to {LARGEST} pixels.")
     if views is not None and not 1 <= views <= MOST_VIEWS:
         raise ClipagError(f"views is {views}: choose from 1 to {MOST_VIEWS}.")
-    if not 0 <= seed < 2**63:
-        raise ClipagError(f"seed is {seed}: choose a number from 0 to 2⁶³ − 1.")
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    for number in seeds:
+        if not 0 <= number < 2**63:
+            raise ClipagError(f"seed is {number}: choose a number from 0 to 2⁶³ − 1.")
+    if not seeds:
+        raise ClipagError("There is no seed: give a number, or several.")
     if not prompts:
         raise ClipagError("There is no prompt: say what to draw.")
     texts = [f"{prefix} {prompt}".strip() if prompt.strip() else prompt for prompt in prompts]
     targets = [text_target(model, text, truncate=truncate) for text in texts]
-    start = starting_images(init, targets, model, size, seed)
-    guide = Guide(model, [[target] for target in targets], settings.views_of(views))
-    with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: views draw from it on every device.
-        torch.default_generator.manual_seed(seed)
-        return ascend(settings.canvas(start), guide, steps, callback=callback, progress=progress)
+    starts = [starting_images(init, targets, model, size, number) for number in seeds]
+    guide = Guide(
+        model,
+        [[target] for target in targets for _ in seeds],
+        settings.views_of(views),
+        seeds=seeds * len(targets),
+        precision=precision,
+        max_views=max_views,
+        compile=compile,
+    )
+    canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 1))
+    return ascend(canvas, guide, steps, callback=callback, progress=progress)
 
 
 def starting_images(

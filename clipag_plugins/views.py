@@ -8,9 +8,10 @@ patch views of random crops, which bring out detail.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .model import resample
@@ -44,23 +45,30 @@ class Views:
     saturation: float = 1.0
     cutout: float = 0.5
 
+    @property
+    def count(self) -> int:
+        """Number of views of one image."""
+        return self.global_views + self.patch_views
+
     @cached_property
-    def _transforms(self) -> tuple[nn.Module, nn.Module]:
-        """What is done to global views and to patch views."""
+    def _transforms(self) -> tuple[list[Any], list[Any]]:
+        """What is done to global views and to patch views, in order; nothing that does nothing."""
         import kornia.augmentation as K  # here, since it takes a second to import
 
-        jitter = K.ColorJiggle(
-            (max(0.0, 1 - self.brightness), 1 + self.brightness),
-            (max(0.0, 1 - self.contrast), 1 + self.contrast),
-            (max(0.0, 1 - self.saturation), 1 + self.saturation),
-            p=1.0 if self.brightness or self.contrast or self.saturation else 0.0,
-        )
-        pose = K.RandomAffine(
-            0.0, (self.translate, self.translate), self.scale, padding_mode="border", p=1.0
-        )
-        area = self.cutout**2
-        cut = K.RandomErasing((area, area), (1.0, 1.0), 0.5, p=1.0 if area else 0.0)
-        return nn.Sequential(jitter, pose, cut), nn.Sequential(jitter, cut)
+        jitter, pose, cut = [], [], []
+        if self.brightness or self.contrast or self.saturation:
+            ranges = [
+                (max(0.0, 1 - strength), 1 + strength)
+                for strength in (self.brightness, self.contrast, self.saturation)
+            ]
+            jitter = [K.ColorJiggle(*ranges, p=1.0)]
+        if self.translate or self.scale != (1.0, 1.0):
+            translate = (self.translate, self.translate)
+            pose = [K.RandomAffine(0.0, translate, self.scale, padding_mode="border", p=1.0)]
+        if self.cutout:
+            area = self.cutout**2
+            cut = [K.RandomErasing((area, area), (1.0, 1.0), 0.5, p=1.0)]
+        return jitter + pose + cut, jitter + cut
 
     def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return every view of every image, and each view's weight.
@@ -74,43 +82,64 @@ class Views:
             torch's global ones and the same for every image of the batch, so a picture does
             not depend on its neighbours.
         """
-        state = torch.get_rng_state()
-        batch = []
-        for image in images:
-            torch.set_rng_state(state)
-            batch.append(self._of(image[None], size))
-        weights = images.new_ones(self.global_views + self.patch_views)
-        weights[self.global_views :] = self.patch_weight
-        return torch.stack(batch), weights / weights.sum()
-
-    def _of(self, image: Tensor, size: int) -> Tensor:
         of_whole, of_part = self._transforms
         views = []
         if self.global_views:
-            whole = resample(image, size).expand(self.global_views, -1, -1, -1)
-            views.append(of_whole(whole))
+            whole = resample(images, size)[:, None].expand(-1, self.global_views, -1, -1, -1)
+            views.append(_alike(of_whole, whole))
         if self.patch_views:
             # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
             # no filter, and the full image is filtered once instead of once a view.
-            source = resample(image, min(*image.shape[-2:], round(size / self.patch)))
-            views.append(of_part(self._crops(source, size)))
-        result = torch.cat(views)
+            source = resample(images, min(*images.shape[-2:], round(size / self.patch)))
+            views.append(_alike(of_part, self._crops(source, size)))
+        result = torch.cat(views, dim=1)
         if self.noise:
-            result = result + self.noise * torch.randn(result.shape, dtype=result.dtype).to(result)
-        return result
+            noise = torch.randn(result.shape[1:], dtype=result.dtype)
+            result = result + self.noise * noise.to(result.device)
+        weights = images.new_ones(self.count)
+        weights[self.global_views :] = self.patch_weight
+        return result, weights / weights.sum()
 
-    def _crops(self, image: Tensor, size: int) -> Tensor:
-        """Cut random squares out of one image by sampling a grid: any number at once."""
-        n = self.patch_views
+    def _crops(self, images: Tensor, size: int) -> Tensor:
+        """Cut random squares out of each image by sampling a grid: any number at once."""
+        b, n = len(images), self.patch_views
         pose = torch.zeros(n, 2, 3)
         pose[:, 0, 0] = pose[:, 1, 1] = self.patch
         pose[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * (1 - self.patch)
-        grid = F.affine_grid(pose.to(image), [n, 3, size, size], align_corners=False)
-        return F.grid_sample(
-            image.expand(n, -1, -1, -1), grid, padding_mode="border", align_corners=False
-        )
+        grid = F.affine_grid(pose.to(images), [n, 3, size, size], align_corners=False)
+        # The crops of an image below one another: as one tall grid they need no copy of it.
+        tall = grid.view(1, n * size, size, 2).expand(b, -1, -1, -1)
+        crops = F.grid_sample(images, tall, padding_mode="border", align_corners=False)
+        views: Tensor = crops.unflatten(2, (n, size)).transpose(1, 2)
+        return views
 
 
-def one_view(images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the image itself as its only view: guidance without augmentation."""
-    return resample(images, size)[:, None], images.new_ones(1)
+def _alike(transforms: list[Any], views: Tensor) -> Tensor:
+    """Apply kornia's transforms to (B, V, 3, H, W), each view's alike for all B images."""
+    b, v = views.shape[:2]
+    flat = views.flatten(0, 1)
+    for transform in transforms:
+        drawn = transform.forward_parameters(torch.Size((v, *flat.shape[1:])))
+        # All that kornia draws is one number or row a view, but for these two.
+        alike = {
+            key: value
+            if key in ("order", "forward_input_shape")
+            else value.repeat(b, *[1] * (value.ndim - 1))
+            for key, value in drawn.items()
+        }
+        flat = transform(flat, params=alike)
+    views = flat.unflatten(0, (b, v))
+    return views
+
+
+class OneView:
+    """The image itself as its only view: guidance without augmentation."""
+
+    count = 1
+
+    def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return views (B, 1, 3, size, size) of images (B, 3, H, W), and the weight (1,)."""
+        return resample(images, size)[:, None], images.new_ones(1)
+
+
+one_view = OneView()

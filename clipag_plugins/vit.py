@@ -18,20 +18,77 @@ from .model import ClipagModel, resample
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in float32, whatever the precision around it."""
+    """Layer normalisation with sums in float32, whatever the precision around it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x normalised over its last axis, in its own shape and type."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        # torch sums in float32 by itself where both are of one type: no copies then.
+        wide = x if self.weight.dtype == x.dtype else x.float()
+        weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+        return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class Attention(nn.MultiheadAttention):
+    """Attention over (length, batch, width), as a few large matrix products and a fused kernel.
+
+    It is torch's own module, for its weights, its hooks and all that is rare; what guidance
+    runs hundreds of times, attention within one sequence, takes a shorter way.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Do what `nn.MultiheadAttention` does, with its arguments and results."""
+        rare = key is not value or query.ndim != 3 or key_padding_mask is not None or is_causal
+        if rare or need_weights:
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask,
+                average_attn_weights, is_causal,
+            )  # fmt: skip
+        if query is key:
+            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=2)
+        else:
+            width = self.embed_dim
+            q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
+            k, v = F.linear(
+                key, self.in_proj_weight[width:], self.in_proj_bias[width:]
+            ).chunk(2, dim=2)  # fmt: skip
+        # (batch, heads, length, width of a head) as views: the kernel takes any strides.
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        y = y.permute(2, 0, 1, 3).flatten(2)
+        return F.linear(y, self.out_proj.weight, self.out_proj.bias), None
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Convolution whose stride is its kernel, hence one matrix product over patches."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return features (B, width, H / patch, W / patch) of images (B, 3, H, W)."""
+        b, c, h, w = input.shape
+        p = self.kernel_size[0]
+        if h % p or w % p:
+            return super().forward(input)
+        patches = input.view(b, c, h // p, p, w // p, p).permute(2, 4, 0, 1, 3, 5)
+        rows = patches.reshape(h // p, w // p, b, c * p * p)
+        features: Tensor = F.linear(rows, self.weight.flatten(1)).permute(2, 3, 0, 1)
+        return features
 
 
 class QuickGELU(nn.Module):
     """The sigmoid approximation of GELU that OpenAI's weights were trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activation, of x's shape."""
-        return x * torch.sigmoid(1.702 * x)
+        """Return x · sigmoid(1.702 x), of x's shape."""
+        return F.silu(1.702 * x) / 1.702  # silu is one kernel, forward and backward
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -59,10 +116,10 @@ class ResidualAttentionBlock(nn.Module):
         # OpenAI's code defines attention first, open_clip's its norm: where a state dict has
         # lost all else, that order says which activation the weights want.
         if quick_gelu:
-            self.attn = nn.MultiheadAttention(d_model, n_head)
+            self.attn = Attention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
         if not quick_gelu:
-            self.attn = nn.MultiheadAttention(d_model, n_head)
+            self.attn = Attention(d_model, n_head)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(d_model, mlp_width),
@@ -73,18 +130,19 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(d_model)
         self.attn_mask = attn_mask
 
-    def attention(self, x: Tensor) -> Tensor:
-        """Return what every position takes from the others, of x's shape."""
+    def attention(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """Return what the first `wanted` positions, or all, take from all of x."""
         mask = None
         if self.attn_mask is not None:
             self.attn_mask = self.attn_mask.to(x.device, x.dtype)  # once, not every call
-            mask = self.attn_mask[: len(x), : len(x)]
-        y: Tensor = self.attn(x, x, x, need_weights=False, attn_mask=mask)[0]
+            mask = self.attn_mask[: len(x), : len(x)][:wanted]
+        queries = x if wanted is None else x[:wanted]
+        y: Tensor = self.attn(queries, x, x, need_weights=False, attn_mask=mask)[0]
         return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (length, batch, d_model) features of the same shape."""
-        x = x + self.attention(self.ln_1(x))
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """Return (length, batch, d_model) features of the first `wanted` positions, or all."""
+        x = x[:wanted] + self.attention(self.ln_1(x), wanted)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -119,6 +177,22 @@ class Transformer(nn.Module):
         y: Tensor = self.resblocks(x)
         return y
 
+    def first(self, x: Tensor) -> Tensor:
+        """Return what `forward(x)[:1]` would, without the last block's work for the rest."""
+        *blocks, last = self.resblocks
+        # Someone may look on with hooks, or have put in code of their own.
+        touched = any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m)
+            for m in self.modules()
+        )
+        if touched or not isinstance(last, ResidualAttentionBlock):
+            everything: Tensor = self(x)
+            return everything[:1]
+        for block in blocks:
+            x = block(x)
+        y: Tensor = last(x, wanted=1)
+        return y
+
 
 class VisionTransformer(nn.Module):
     """Image tower: (B, 3, H, W), normalised, to (B, output_dim).
@@ -142,7 +216,7 @@ class VisionTransformer(nn.Module):
         self.input_resolution = self.native_size = input_resolution
         self.patch_size = patch_size
         self.output_dim = output_dim
-        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.conv1 = PatchEmbedding(3, width, patch_size, stride=patch_size, bias=False)
         positions = (input_resolution // patch_size) ** 2 + 1
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
@@ -156,11 +230,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised."""
-        x = self.conv1(resample(x, self.input_resolution)).flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([first, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.ln_pre(x).transpose(0, 1)
-        x = self.transformer(x)[0]
+        x = self.conv1(resample(x, self.input_resolution)).flatten(2).permute(2, 0, 1)
+        first = self.class_embedding.to(x.dtype).expand(1, x.shape[1], -1)
+        x = torch.cat([first, x]) + self.positional_embedding.to(x.dtype)[:, None]
+        x = self.ln_pre(x)
+        x = self.transformer.first(x)[0]
         embedding: Tensor = self.ln_post(x) @ self.proj.to(x.dtype)
         return embedding
 

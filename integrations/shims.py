@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import ClipagError
+from ..model import ClipagModel
 from . import rot
 from .patching import Patches
 
@@ -56,6 +59,8 @@ def uninstall() -> None:
 
 
 def _replace_clip(patches: Patches, model: str, move: Any) -> None:
+    patches.set(ClipagModel, "encode_image", _sparing(ClipagModel.encode_image))
+
     def ours(name: str) -> ModuleType:
         package = import_module(OURS)
         if not hasattr(package.load, "chosen"):
@@ -109,3 +114,27 @@ def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:
 
     vars(load)["chosen"] = model
     return load
+
+
+def _sparing(encode: Any) -> Any:
+    """Wrap `encode_image` so that weights take no gradient where the image asks for one.
+
+    Many scripts never freeze their CLIP, and a third of their time goes into gradients of
+    weights that no one reads. In training mode nothing changes, nor for images that ask for
+    no gradient: explanations by way of the weights' graph go on working.
+    """
+
+    @wraps(encode)
+    def encode_image(model: ClipagModel, image: Tensor) -> Tensor:
+        if model.training or not image.requires_grad:
+            return encode(model, image)  # type: ignore[no-any-return]
+        learning = [weight for weight in model.visual.parameters() if weight.requires_grad]
+        for weight in learning:
+            weight.requires_grad_(False)
+        try:
+            return encode(model, image)  # type: ignore[no-any-return]
+        finally:
+            for weight in learning:
+                weight.requires_grad_(True)
+
+    return encode_image

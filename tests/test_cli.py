@@ -1,5 +1,6 @@
 """The command line, as a user meets it: pictures, and one clear sentence for bad input."""
 
+import json
 import os
 import signal
 import struct
@@ -125,3 +126,34 @@ def test_an_existing_picture_survives_bad_input(run, tmp_path):
 
 def test_help_shows_examples(run):
     assert "clipag generate" in run("generate", "--help").stdout
+
+
+def test_several_seeds_of_a_prompt(run, tmp_path):
+    result = run("generate", "apple", *FAST, "--seed", "4", "--count", "2")
+    assert result.returncode == 0, result.stderr
+    pictures = [Image.open(tmp_path / f"apple-{seed}.png") for seed in (4, 5)]
+    assert [picture.text["seed"] for picture in pictures] == ["4", "5"]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_bench_writes_what_it_prints(run, tmp_path):
+    result = run(
+        "bench", "--models", "clipag-mini", "--views", "1", "--rounds", "1", "--out", "bench.json"
+    )
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["looks"]
+    assert f"| clipag-mini | 1 | clipag | float32 | {row['seconds']:.3f} |" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--models", "ViT-Z-1"], "ViT-Z-1"),
+        (["--views", "0"], "--views is 0"),
+        (["--device", "nowhere"], "nowhere"),
+        (["--out", "missing/bench.json"], "missing"),
+    ],
+)
+def test_bench_refuses_in_one_sentence(run, arguments, says):
+    result = run("bench", *arguments)
+    assert result.returncode == 2 and says in result.stderr and "Traceback" not in result.stderr

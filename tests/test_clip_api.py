@@ -201,6 +201,35 @@ def test_gradients_and_features_by_hooks():
     assert seen["out"].shape == seen["back"].shape == (17, 2, 64)
 
 
+def test_onlookers_and_replacements_see_every_position():
+    model = clip.model.build_model(make().state_dict())
+    image, last = torch.rand(2, 3, 32, 32), model.visual.transformer.resblocks[-1]
+    short = model.encode_image(image)  # the last block does the class token alone
+    seen = []
+    hook = last.ln_2.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    watched = model.encode_image(image)
+    hook.remove()
+    forward = last.forward
+    last.forward = lambda x: seen.append(x.shape) or forward(x)
+    replaced = model.encode_image(image)
+    assert seen == [(17, 2, 64)] * 2
+    assert torch.allclose(short, watched, atol=1e-5) and torch.equal(watched, replaced)
+
+
+def test_attention_is_torchs():
+    model = clip.model.build_model(make().state_dict())
+    attention, x = model.visual.transformer.resblocks[0].attn, torch.randn(5, 2, 64)
+    plain = torch.nn.MultiheadAttention(64, attention.num_heads)
+    plain.load_state_dict(attention.state_dict())
+    mask = torch.full((5, 5), float("-inf")).triu(1)
+    for given in ((x, x, x), (x[:2], x, x)):
+        for extra in ({}, {"attn_mask": mask[: len(given[0])]}, {"need_weights": True}):
+            options = {"need_weights": False, **extra}
+            ours, theirs = attention(*given, **options), plain(*given, **options)
+            assert torch.allclose(ours[0], theirs[0], atol=1e-5)
+            assert (ours[1] is None) == (theirs[1] is None)
+
+
 def test_copies(model, tmp_path):
     vit, resnet = make(), make(RESNET)
     for original in (

@@ -1,7 +1,9 @@
+import copy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -190,3 +192,95 @@ def test_a_canvas_of_ones_own(tmp_path):
     command = [sys.executable, str(EXAMPLES / "pyramid.py"), "a red apple", "3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert Image.open(tmp_path / "pyramid.png").size == (224, 224)
+
+
+def look(images, guide):
+    """Loss and gradient of a guide."""
+    images = images.clone().requires_grad_(True)
+    losses = guide.loss(images)
+    (gradient,) = torch.autograd.grad(losses.sum(), images)
+    return losses.detach(), gradient
+
+
+def test_the_gradient_is_that_of_the_formula(model):
+    images, views = torch.rand(2, 3, 80, 80, requires_grad=True), clip.Views(2, 2)
+    texts = [clip.text_target(model, text) for text in ("apple", "castle")]
+    guide = clip.Guide(model, [[text] for text in texts], views, precision="float32")
+    torch.manual_seed(1)
+    losses, gradient = look(images, guide)
+    torch.manual_seed(1)
+    drawn, weights = views(images, model.visual.native_size)
+    z = model.encode_image(clip.model.normalize(drawn.flatten(0, 1))).unflatten(0, (2, 4))
+    goals = torch.stack([text.embedding for text in texts])
+    by_hand = -(torch.cosine_similarity(z, goals[:, None], dim=2) * weights).sum(1)
+    (expected,) = torch.autograd.grad(by_hand.sum(), images)
+    assert torch.allclose(losses, by_hand, atol=1e-6)
+    assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), dim=0) > 0.99999
+
+
+@pytest.mark.parametrize("max_views", [1, 3, 4, 7])
+def test_chunks_change_nothing(model, max_views):
+    images = torch.rand(3, 3, 64, 64)
+    targets = [[clip.text_target(model, text)] for text in ("apple", "castle", "fish")]
+
+    def seen(most):
+        guide = clip.Guide(model, targets, clip.Views(2, 2), seeds=[5, 5, 6], max_views=most)
+        return [look(images, guide) for _ in range(2)]
+
+    for (losses, gradient), (whole_losses, whole) in zip(seen(max_views), seen(64), strict=True):
+        assert torch.allclose(losses, whole_losses, atol=1e-6)
+        assert torch.allclose(gradient, whole, atol=1e-7)
+
+
+def test_weights_take_no_gradient(model):
+    learning = copy.deepcopy(model).requires_grad_(True)
+    guide = clip.Guide(learning, [[clip.text_target(model, "apple")]])
+    images = torch.rand(1, 3, 64, 64, requires_grad=True)
+    guide.loss(images).sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in learning.parameters())
+
+
+def test_guides_leave_the_global_generator_alone_if_they_have_seeds(model):
+    guide = clip.Guide(model, [[clip.text_target(model, "apple")]], clip.Views(1, 1), seeds=[3])
+    before = torch.get_rng_state()
+    first = guide.loss(torch.ones(1, 3, 64, 64) / 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert guide.loss(torch.ones(1, 3, 64, 64) / 2) != first  # its own stream goes on
+
+
+def test_a_picture_does_not_depend_on_its_batch():
+    batch = clip.generate(["apple", "castle"], steps=3, seed=[7, 8], size=64, progress=False)
+    alone = clip.generate("castle", steps=3, seed=7, size=64, progress=False)
+    difference = np.abs(np.asarray(batch[2], int) - np.asarray(alone, int))
+    assert difference.max() <= 1 < np.abs(np.asarray(batch[3], int) - np.asarray(alone, int)).max()
+
+
+def test_bfloat16_guides_to_the_same_place(model):
+    target = clip.text_target(model, "red apple")
+    exact, rounded = (
+        clip.Guide(model, [[target]], clip.Views(2, 1), seeds=[0], precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    images = torch.rand(1, 3, 64, 64)
+    cosine = torch.cosine_similarity(
+        look(images, exact)[1].flatten(), look(images, rounded)[1].flatten(), dim=0
+    )
+    assert 0.99 < cosine < 1
+    start = torch.full((1, 3, 48, 48), 0.5)
+    ends = [
+        clip.ascend(clip.PixelCanvas(start, 0.01), guide, 20, progress=False).images
+        for guide in (exact, rounded)
+    ]
+    plain = clip.Guide(model, [[target]], precision="float32")
+    reached, reached_rounded = (-plain.loss(end).item() for end in ends)
+    assert reached_rounded == pytest.approx(reached, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"precision": "int8"}, "precision is 'int8'"), ({"max_views": 0}, "max_views is 0")],
+)
+def test_guides_that_cannot_be(model, wrong, message):
+    with pytest.raises(clip.ClipagError, match=message):
+        clip.Guide(model, [[clip.text_target(model, "apple")]], **wrong)

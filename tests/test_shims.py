@@ -472,3 +472,18 @@ def test_what_cannot_be_run(arguments, says, run, tmp_path):
 
 def test_help_shows_examples(run):
     assert "clipag run --device cpu train_CLIPstyler.py" in run("run", "--help").stdout
+
+
+def test_weights_take_no_gradient_from_an_image_that_asks_for_one():
+    shims.install()
+    import clip
+
+    model, _ = clip.load("ViT-B/32")
+    model.requires_grad_(True)
+    image = torch.rand(1, 3, 64, 64)
+    model.encode_image(image.requires_grad_(True)).sum().backward()
+    assert image.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in model.visual.parameters())
+    assert all(weight.requires_grad for weight in model.visual.parameters())
+    model.encode_image(image.detach()).sum().backward()  # nobody's image: as ever
+    assert all(weight.grad is not None for weight in model.visual.parameters())
