@@ -4,7 +4,8 @@ Maps to the canvas are written into the points and the stroke widths, as the ren
 them. Colours are rounded to 8 bits, as every program can read them; opacities are not.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -17,12 +18,16 @@ from ..files import write_beside
 from .paints import LinearGradient, RadialGradient
 from .paths import Group, Paint, Path
 
+# What no XML file may hold, not even escaped.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
 
 def write_svg(
     file: File | str,
     groups: Sequence[Group],
     size: tuple[int, int],
     background: Tensor | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> None:
     """Write a drawing to a file, which is replaced only when all is written.
 
@@ -31,23 +36,32 @@ def write_svg(
         groups: painted in order.
         size: height and width of the canvas in pixels.
         background: (3,), RGB in [0, 1] of a rectangle below it all; None for none.
+        facts: written into the file's description, a line each.
 
     Raises:
         ClipagError: a number is not finite, points do not fit their segments, or a paint is a
             function that SVG has no word for.
         OSError: the file cannot be written.
     """
-    text = to_svg(groups, size, background)
+    text = to_svg(groups, size, background, facts)
     with write_beside(File(file)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def to_svg(groups: Sequence[Group], size: tuple[int, int], background: Tensor | None = None) -> str:
+def to_svg(
+    groups: Sequence[Group],
+    size: tuple[int, int],
+    background: Tensor | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> str:
     """Return a drawing as the text of an SVG file; see `write_svg`."""
     height, width = size
     sides = {"width": str(width), "height": str(height)}
     box = {**sides, "viewBox": f"0 0 {width} {height}"}
     root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **box})
+    if facts:
+        lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
+        SubElement(root, "desc").text = _NOT_XML.sub("", lines)
     gradients = SubElement(root, "defs")
     if background is not None:
         SubElement(root, "rect", {**sides, "fill": _hex(_values(background))})
