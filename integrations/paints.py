@@ -24,6 +24,11 @@ class LinearGradient:
         self.offsets = offsets
         self.stop_colors = stop_colors
 
+    def to(self, device: torch.device) -> "LinearGradient":
+        """Return the same gradient on a device."""
+        begin, end = self.begin.to(device), self.end.to(device)
+        return LinearGradient(begin, end, self.offsets.to(device), self.stop_colors.to(device))
+
     def __call__(self, points: Tensor) -> Tensor:
         """Return the colours (N, 4) at points (N, 2)."""
         along = self.end - self.begin
@@ -49,6 +54,11 @@ class RadialGradient:
         self.radius = radius
         self.offsets = offsets
         self.stop_colors = stop_colors
+
+    def to(self, device: torch.device) -> "RadialGradient":
+        """Return the same gradient on a device."""
+        center, radius = self.center.to(device), self.radius.to(device)
+        return RadialGradient(center, radius, self.offsets.to(device), self.stop_colors.to(device))
 
     def __call__(self, points: Tensor) -> Tensor:
         """Return the colours (N, 4) at points (N, 2)."""

@@ -36,8 +36,10 @@ from torch.nn.functional import avg_pool2d
 from ..errors import ClipagError
 from .paths import Curves, Group, Paint, to_curves
 
-# Curves are cut so that no piece is farther from its curve than this, in samples.
-_TOLERANCE = 0.1
+# Curves are cut so that no piece is farther from its curve than this, in samples. Both sides of a
+# stroke move together, but a filled curve loses what its chords cut off.
+_STROKE_TOLERANCE = 0.05
+_FILL_TOLERANCE = 0.01
 _MOST_PIECES = 1024
 # Squares of larger coordinates would overflow single precision.
 _FAR = 1e15
@@ -232,7 +234,7 @@ class _Pieces(NamedTuple):
     curve: Tensor
 
 
-def _cut(curves: Curves, height: int, width: int) -> _Pieces:
+def _cut(curves: Curves, tolerance: float, height: int, width: int) -> _Pieces:
     """Cut curves into straight pieces, as few as the tolerance allows.
 
     A cubic whose control points have second differences of at most b leaves n chords by at most
@@ -241,7 +243,7 @@ def _cut(curves: Curves, height: int, width: int) -> _Pieces:
     with torch.no_grad():
         control = curves.control
         bend = (control[:, 2:] - 2 * control[:, 1:-1] + control[:, :-2]).norm(dim=2).amax(1)
-        count = (0.75 * bend / _TOLERANCE).sqrt().ceil().clamp(1, _MOST_PIECES)
+        count = (0.75 * bend / tolerance).sqrt().ceil().clamp(1, _MOST_PIECES)
         # What lies beside the canvas as a whole stays there when it is made straight.
         low = control.amin(1) - curves.radius[:, None]
         high = control.amax(1) + curves.radius[:, None]
@@ -272,7 +274,7 @@ def _expand(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cover_strokes(curves: Curves, drawing: _Drawing, height: int, width: int) -> _Fragments:
     """Return what strokes cover: per layer and sample, the piece that covers it most."""
-    pieces = _cut(curves, height, width)
+    pieces = _cut(curves, _STROKE_TOLERANCE, height, width)
     capsules = torch.cat([pieces.start, pieces.end, _at(curves.radius[None], pieces.curve)])
     with torch.no_grad():
         layer = curves.layer[pieces.curve]
@@ -396,7 +398,7 @@ def _cover_fills(curves: Curves, drawing: _Drawing, height: int, width: int) -> 
     differences along the rows of its layer's bounding box, and summed from left to right. In
     double precision, for the sum runs over all boxes.
     """
-    pieces = _cut(curves, height, width)
+    pieces = _cut(curves, _FILL_TOLERANCE, height, width)
     # A line from its end to its start closes every path; in a closed one that has no length.
     _, length = curves.path.unique_consecutive(return_counts=True)
     last = torch.cumsum(length, 0) - 1
