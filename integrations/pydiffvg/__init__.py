@@ -258,10 +258,10 @@ def imwrite(
         gamma: colours are raised to 1 / gamma.
         normalize: stretch the numbers to [0, 1] first.
     """
-    pixels = np.array(img.detach().cpu() if isinstance(img, Tensor) else img, dtype=np.float32)
+    pixels = img.detach().cpu().numpy() if isinstance(img, Tensor) else img
     if normalize and np.ptp(pixels) > 0:
         pixels = (pixels - pixels.min()) / np.ptp(pixels)
-    pixels = np.atleast_3d(pixels.clip(0, 1))
+    pixels = np.atleast_3d(pixels).clip(0, 1)
     pixels[..., :3] **= 1 / gamma
     pixels = (pixels * 255).round().astype(np.uint8)
     target = _File(filename)

@@ -25,8 +25,9 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
     """Read an SVG file.
 
     Paths and the widths of their strokes are mapped to the canvas; other shapes keep their
-    numbers, with the map in their group's `shape_to_canvas`. Text, pictures, clips, masks and
-    filters are passed over.
+    numbers, with the map in their group's `shape_to_canvas`. The opacity of an element or of the
+    <g> around it is taken as that of its paints. Text, pictures, clips, masks and filters are
+    passed over.
 
     Returns:
         Width and height of the canvas, in units of the viewBox as diffvg counts them, or in
@@ -232,10 +233,9 @@ class _Paints:
         matrix = _matrix(element.transform)
         if said.get("gradientUnits") != "userSpaceOnUse":
             # In shares of the element's box.
-            left, top, right, bottom = element.bbox(transformed=False, with_stroke=False)
-            matrix = matrix @ torch.tensor(
-                [[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]]
-            )
+            left, top, right, bottom = map(float, element.bbox(transformed=False))
+            box = [[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]]
+            matrix = matrix @ torch.tensor(box)
             whole_width = whole_height = 1
         if "gradientTransform" in said:
             matrix = matrix @ _matrix(self._svg.Matrix(said["gradientTransform"]))
@@ -249,9 +249,7 @@ class _Paints:
             return LinearGradient(begin, end, offsets, colors)
         whole = hypot(whole_width, whole_height) / hypot(1, 1)
         radius = _share(said.get("r", "50%"), whole) * matrix[:2, :2].norm(dim=0)
-        return RadialGradient(
-            place("cx", "cy", "50%", "50%"), radius, offsets, colors
-        )
+        return RadialGradient(place("cx", "cy", "50%", "50%"), radius, offsets, colors)
 
     def _stop(self, stop: Element, alpha: float) -> tuple[float, list[float]]:
         style = (part.partition(":") for part in stop.get("style", "").split(";"))
