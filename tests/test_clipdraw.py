@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,14 @@ def test_bad_options_are_one_sentence(run, tmp_path, arguments, says):
 
 def test_help_shows_examples(run):
     assert "clipag draw" in run("draw", "--help").stdout
+
+
+def test_the_notebooks_loop_runs_with_our_pydiffvg(tmp_path):
+    example = Path(__file__).parents[1] / "examples" / "clipdraw.py"
+    command = [sys.executable, str(example), "a castle", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert resvg(tmp_path / "clipdraw.svg").shape == (3, 224, 224)
 
 
 # ------------------------------------------------------------------------------- in Python
