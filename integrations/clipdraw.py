@@ -122,11 +122,14 @@ class StrokeCanvas(Canvas):
         self.points = nn.Parameter(start.points.clone(), requires_grad=shapes != "pixel")
         self.widths = nn.Parameter(start.widths.clone(), requires_grad=shapes == "stroke")
         self.colours = nn.Parameter(start.colours.clone())
-        self.segments = start.segments
+        # Not learned, so not among what is kept and restored.
+        self.register_buffer("segments", start.segments, persistent=False)
+        self.register_buffer("palette", palette, persistent=False)
+        self.segments: Tensor
+        self.palette: Tensor | None
         self.shapes = shapes
         self.size = size
         self.width = width
-        self.palette = palette
         self.steps = steps
 
     def render(self) -> Tensor:

@@ -1,5 +1,6 @@
 """CLIPDraw, through the command line and in Python."""
 
+import inspect
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from clipag_plugins import ClipagError, Guide, ascend, text_target
+from clipag_plugins.cli import parser
 from clipag_plugins.integrations.clipdraw import (
     Perspectives,
     StrokeCanvas,
@@ -116,6 +118,13 @@ def test_bad_options_are_one_sentence(run, tmp_path, arguments, says):
 
 def test_help_shows_examples(run):
     assert "clipag draw" in run("draw", "--help").stdout
+
+
+def test_options_have_the_defaults_of_draw():
+    options = vars(parser().parse_args(["draw", "fox"]))
+    for name, argument in inspect.signature(draw).parameters.items():
+        if name in options and name not in ("prompts", "model", "palette", "negative"):
+            assert options[name] == argument.default, name
 
 
 def test_the_notebooks_loop_runs_with_our_pydiffvg(tmp_path):
