@@ -33,20 +33,28 @@ def prompts() -> list[str]:
 def main(out: Path, seed: int) -> None:
     """Draw every prompt with both models and arrange the pairs."""
     texts = prompts()
-    columns = [generate(texts, model, seed=seed) for model in ("clip-mini", "clipag-mini")]
-    width, height = 2 * SIDE + 2 * MARGIN, SIDE + CAPTION + MARGIN
-    rows = -(-len(texts) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * width, rows * height), "white")
+    pictures = [generate(texts, model, seed=seed) for model in ("clip-mini", "clipag-mini")]
+    captions = [text + (" *" if i >= SEEN else "") for i, text in enumerate(texts)]
+    write_sheet(out, captions, pictures, COLUMNS)
+    print(out)
+
+
+def write_sheet(
+    out: Path, captions: list[str], pictures: list[list[Image.Image]], columns: int
+) -> None:
+    """Write a sheet that shows under each caption its picture from every list, side by side."""
+    width, height = len(pictures) * SIDE + 2 * MARGIN, SIDE + CAPTION + MARGIN
+    rows = -(-len(captions) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for i, text in enumerate(texts):
-        left, top = (i % COLUMNS) * width + MARGIN, (i // COLUMNS) * height
-        draw.text((left, top + 1), text + (" *" if i >= SEEN else ""), "black", font)
-        for j, pictures in enumerate(columns):
-            small = pictures[i].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    for i, caption in enumerate(captions):
+        left, top = (i % columns) * width + MARGIN, (i // columns) * height
+        draw.text((left, top + 1), caption, "black", font)
+        for j, of_one_kind in enumerate(pictures):
+            small = of_one_kind[i].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (left + j * SIDE, top + CAPTION))
     with write_beside(out) as temporary:
         sheet.save(temporary, optimize=True)
-    print(out)
 
 
 if __name__ == "__main__":

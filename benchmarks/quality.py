@@ -13,6 +13,8 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from PIL import Image
@@ -62,8 +64,51 @@ def pictures_of(
             images = ascent.images
         for path, image in zip(paths, images, strict=True):
             save_png(to_pil(image), path, {})
+    return read_pictures(folder, prompts)
+
+
+def read_pictures(folder: Path, prompts: list[str]) -> torch.Tensor:
+    """Return the pictures {prompt}.png in `folder` as (N, 3, H, W) in [0, 1]."""
     opened = [Image.open(folder / f"{prompt}.png") for prompt in prompts]
     return torch.stack([TF.to_dtype(TF.to_image(p), torch.float32, scale=True) for p in opened])
+
+
+def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -> dict[str, float]:
+    """Judge pictures of the first of `every` prompts; all of them are the candidates."""
+    similarity = judge.similarity(images, every)
+    own = torch.arange(len(images))
+    rank = (similarity > similarity[own, own][:, None]).sum(1)
+    return {
+        "R-Prec": (rank == 0).float().mean().item(),
+        "top 5": (rank < 5).float().mean().item(),
+        "similarity": similarity[own, own].mean().item(),
+    }
+
+
+def digest_of(model_name: str, *sources: ModuleType) -> str:
+    """Name the very weights and code that make a picture: no old one is judged as new."""
+    made_by = embedded_config()["models"][model_name]["image"]["sha256"].encode()
+    for source in sources:
+        made_by += Path(str(source.__file__)).read_bytes()
+    return hashlib.sha256(made_by).hexdigest()[:12]
+
+
+def write_results(name: str, settings: dict[str, int], rows: list[dict[str, Any]]) -> None:
+    """Keep rows of text, then judgements, as {name}.json and as the table {name}.md."""
+    RESULTS.mkdir(exist_ok=True)
+    with write_beside(RESULTS / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    texts = [key for key, value in rows[0].items() if isinstance(value, str)]
+    lines = [
+        f"| {' | '.join(rows[0])} |",
+        "|---" * len(rows[0]) + "|",
+    ]
+    for r in rows:
+        words = " | ".join(r[text] for text in texts)
+        shares = f"{r['R-Prec']:.0%} | {r['top 5']:.0%} | {r['similarity']:.3f}"
+        lines.append(f"| {words} | {shares} |")
+    with write_beside(RESULTS / f"{name}.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -79,41 +124,14 @@ def main(options: argparse.Namespace) -> None:
                 ("no augmentation", 1, None),
                 ("augmentation", None, None),
             ):
-                # Named after the very weights and settings: no old picture is judged as new.
-                weights = embedded_config()["models"][name]["image"]["sha256"]
-                made_by = weights.encode() + Path(sampler.__file__).read_bytes()
-                digest = hashlib.sha256(made_by).hexdigest()[:12]
+                digest = digest_of(name, sampler)
                 folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
                 images = pictures_of(name, prompts, folder, views, steps, options.seed)
-                # All 100 prompts are always the candidates, however few were drawn.
-                similarity = judge.similarity(images, every)
-                own = torch.arange(len(prompts))
-                rank = (similarity > similarity[own, own][:, None]).sum(1)
-                rows.append(
-                    {
-                        "prompts": kind,
-                        "model": name,
-                        "setting": setting,
-                        "R-Prec": (rank == 0).float().mean().item(),
-                        "top 5": (rank < 5).float().mean().item(),
-                        "similarity": similarity[own, own].mean().item(),
-                    }
-                )
+                facts = {"prompts": kind, "model": name, "setting": setting}
+                rows.append({**facts, **judged(judge, images, every)})
                 print(json.dumps(rows[-1]), flush=True)
-    if options.prompts < 100:
-        return
-    RESULTS.mkdir(exist_ok=True)
-    with write_beside(RESULTS / "quality.json") as temporary:
-        temporary.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
-    with write_beside(RESULTS / "quality.md") as temporary:
-        lines = [
-            "| prompts | model | setting | R-Prec | top 5 | similarity |",
-            "|---|---|---|---|---|---|",
-        ]
-        for r in rows:
-            shares = f"{r['R-Prec']:.0%} | {r['top 5']:.0%} | {r['similarity']:.3f}"
-            lines.append(f"| {r['prompts']} | {r['model']} | {r['setting']} | {shares} |")
-        temporary.write_text("\n".join(lines) + "\n")
+    if options.prompts == 100:
+        write_results("quality", {"seed": options.seed}, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The one loop: change what renders an image until the guide likes the image."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,12 +22,15 @@ class Ascent:
         losses: the guide's loss of each best iterate, (B,).
         steps: steps that were taken.
         interrupted: Ctrl-C ended it early.
+        state: the canvas' `state()` at the best iterate of each image, for
+            `canvas.load_state_dict`.
     """
 
     images: Tensor
     losses: Tensor
     steps: int
     interrupted: bool = False
+    state: dict[str, Tensor] = field(default_factory=dict)
 
 
 def ascend(
@@ -62,6 +65,7 @@ def ascend(
     with torch.no_grad():
         best = canvas.render().clamp(0, 1).clone()
     result = Ascent(best, torch.full((len(best),), float("inf"), device=best.device), 0)
+    result.state = {name: values.detach().clone() for name, values in canvas.state().items()}
     bar = tqdm(total=steps, unit="step", disable=not progress)
     try:
         # One look more than there are steps: the last update is judged too.
@@ -72,6 +76,8 @@ def ascend(
             better = reached < result.losses
             result.images[better] = shown[better]
             result.losses[better] = reached[better]
+            for name, values in canvas.state().items():
+                result.state[name][better] = values.detach()[better]
             mean = reached.mean().item()
             if guide.spherical:
                 bar.set_postfix(distance=f"{mean:.3f}")

@@ -24,6 +24,14 @@ class Canvas(nn.Module, ABC):
     def constrain(self) -> None:
         """Bring the parameters back to where they make sense; called after every step."""
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the parameters whose best values `ascend` should keep, by their names.
+
+        The first dimension of each runs over images. By default there are none: where the
+        image is all that is wanted, nothing is copied.
+        """
+        return {}
+
 
 class NormalizedGradient(torch.optim.Optimizer):
     """Steps of fixed L2 length along each image's own gradient direction.

@@ -14,6 +14,8 @@ from .errors import ClipagError
 if TYPE_CHECKING:
     import torch
 
+    from .ascent import Ascent
+
 EXAMPLES = """\
 examples:
   clipag generate "a red apple"
@@ -23,12 +25,21 @@ examples:
   clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
 """
+DRAW_EXAMPLES = """\
+examples:
+  clipag draw "a red apple"                                    a-red-apple-0.svg and .png
+  clipag draw "a castle" "a rocket" --count 3 --out drawings/
+  clipag draw "a fox" --strokes 64 --width 4 12 --palette black,e63946,f1faee
+  clipag draw "a sailboat" --init photo.jpg --negative "a messy sketch" --trajectory steps/
+  clipag draw "a violin" --model clip-mini --no-augment        the vanilla twin, unaugmented
+"""
 RUN_EXAMPLES = """\
 examples:
   clipag run generate.py -p "a red apple" -i 100
   clipag run --device cpu train_CLIPstyler.py --text "a watercolor"    where there is no GPU
   clipag run --model CLIPAG_ViTB32.pt generate.py -p "a red apple"     the authors' weights
   clipag run --device cpu CLIP_Patch_Detection.ipynb                   a notebook's code cells
+  clipag run --device cpu clipdraw.ipynb                CLIPDraw; pydiffvg is ours if there is none
 
 clipag's options stand before SCRIPT; all that follows it is the script's own.
 """
@@ -72,18 +83,9 @@ def parser() -> argparse.ArgumentParser:
 
     generate = command("generate", "draw a prompt by pixel ascent, with no generator", EXAMPLES)
     generate.set_defaults(run=_generate)
+    _add_picture_options(generate, suffix=".png")
     add = generate.add_argument
-    add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
-    add(
-        "--model",
-        default="clipag-mini",
-        help="a known model or a weights file (default: %(default)s)",
-    )
-    add("--device", help=DEVICE_HELP)
     add("--steps", type=int, help="updates (default: what suits the model)")
-    add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
-    add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
-    add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add(
         "--views",
         type=int,
@@ -95,30 +97,46 @@ def parser() -> argparse.ArgumentParser:
         metavar="gmm|noise|IMAGE|MIXTURE",
         help="where to start (default: %(default)s)",
     )
-    add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
-    add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+
+    draw = command("draw", "draw a prompt with strokes, as SVG (CLIPDraw)", DRAW_EXAMPLES)
+    draw.set_defaults(run=_draw)
+    _add_picture_options(draw, suffix=".svg")
+    add = draw.add_argument
+    add("--steps", type=int, default=250, help="updates (default: %(default)s)")
+    add("--strokes", type=int, default=256, help="paths of a drawing (default: %(default)s)")
     add(
-        "--precision",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="what the model computes in (default: the fastest here, by a measurement)",
+        "--shapes",
+        choices=["stroke", "fill", "pixel"],
+        default="stroke",
+        help="curves, filled closed curves, or a grid of squares (default: %(default)s)",
     )
     add(
-        "--max-views",
-        type=int,
-        default=64,
-        help="views that the model sees at once; fewer need less memory (default: %(default)s)",
+        "--width",
+        type=float,
+        nargs=2,
+        default=(2.0, 100.0),
+        metavar=("LEAST", "MOST"),
+        help="of strokes, which start with the least, in 224ths of the side (default: 2 100)",
+    )
+    add("--palette", metavar="COLOUR,…", help="the only colours to use, as e63946 or by name")
+    add(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="what it should not look like; may be given several times",
     )
     add(
-        "--compile",
-        action="store_true",
-        help="torch.compile the model first: for long runs on a GPU",
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look at 4 random views, not at the drawing itself (default: --augment)",
     )
-    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
-        "--out",
-        type=Path,
-        help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)",
+        "--init",
+        default="random",
+        metavar="random|IMAGE",
+        help="where to start: from a picture, strokes have its colours (default: %(default)s)",
     )
 
     run = command(
@@ -134,6 +152,9 @@ def parser() -> argparse.ArgumentParser:
         help="what every clip.load gets: a known model or a weights file (default: clipag-mini)",
     )
     run.add_argument("--device", choices=["cpu"], help="run on the CPU what asks for cuda")
+    run.add_argument(
+        "--pydiffvg", choices=["ours"], help="use our pydiffvg even where the real one is installed"
+    )
     run.add_argument("script", type=Path, metavar="SCRIPT", help="a .py file or .ipynb notebook")
     run.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="the script's own arguments"
@@ -157,6 +178,42 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help=DEVICE_HELP)
     add("--out", type=Path, metavar="FILE.json", help="keep the figures")
     return root
+
+
+def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
+    """Add what all commands share that make pictures of prompts."""
+    add = command.add_argument
+    add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
+    add(
+        "--model",
+        default="clipag-mini",
+        help="what guides: a known model or a weights file (default: %(default)s)",
+    )
+    add("--device", help=DEVICE_HELP)
+    add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
+    add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
+    add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="what the model computes in (default: the fastest here, by a measurement)",
+    )
+    add(
+        "--max-views",
+        type=int,
+        default=64,
+        help="views that the model sees at once; fewer need less memory (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
+    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    add(
+        "--out",
+        type=Path,
+        help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,7 +242,9 @@ def _run(options: argparse.Namespace) -> int:
     # Only here: the library imports no integration until it is asked for one.
     from .integrations.run import run_script
 
-    code: int = run_script(options.script, options.arguments, options.model, options.device)
+    code: int = run_script(
+        options.script, options.arguments, options.model, options.device, options.pydiffvg
+    )
     return code
 
 
@@ -221,16 +280,7 @@ def _device(name: str | None) -> "torch.device":
 
 
 def _generate(options: argparse.Namespace) -> int:
-    # What can be refused is refused before torch is imported and anything is computed.
-    if options.count < 1:
-        raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
-    seeds = range(options.seed, options.seed + options.count)
-    drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
-    outputs = _outputs(drawn, options.out)
-    if options.trajectory is not None:
-        _need_folder(
-            options.trajectory.parent if not options.trajectory.exists() else options.trajectory
-        )
+    seeds, drawn, outputs = _plan(options, ".png")
 
     from .model import load_clipag
     from .sampler import sample, save_png, settings_for, to_pil
@@ -268,13 +318,107 @@ def _generate(options: argparse.Namespace) -> int:
     if trajectory is not None:
         for path in trajectory.save(options.trajectory, ascent.images, outputs):
             print(path)
-    if ascent.interrupted:
-        print(
-            f"clipag: interrupted after {ascent.steps} steps; the best so far is kept.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    return 0
+    return _code_of(ascent)
+
+
+def _draw(options: argparse.Namespace) -> int:
+    seeds, drawn, outputs = _plan(options, ".svg")
+    for path in outputs:
+        beside = path.with_suffix(".png")
+        if beside.is_dir():
+            raise ClipagError(f"{beside} is a folder: move it, or name another --out.")
+        if beside.exists() and Path(options.init).exists() and beside.samefile(options.init):
+            raise ClipagError(f"{beside} would replace what it starts from: name another --out.")
+
+    import torch
+
+    from .integrations import clipdraw
+    from .integrations.svg import write_svg
+    from .model import load_clipag
+    from .sampler import save_png, to_pil
+    from .trajectory import Trajectory, save_gif
+
+    model = load_clipag(options.model, _device(options.device))
+    trajectory = Trajectory(options.steps) if options.trajectory is not None else None
+    canvas, ascent = clipdraw.draw(
+        options.prompts,
+        model,
+        strokes=options.strokes,
+        steps=options.steps,
+        seed=seeds,
+        size=options.size,
+        negative=options.negative,
+        augment=options.augment,
+        init=options.init,
+        shapes=options.shapes,
+        width=tuple(options.width),
+        palette=options.palette.split(",") if options.palette is not None else (),
+        prefix=options.prefix,
+        truncate=options.truncate,
+        precision=options.precision,
+        max_views=options.max_views,
+        compile=options.compile,
+        callback=trajectory,
+    )
+    with torch.no_grad():
+        images = canvas.render()
+    for number, ((prompt, seed), path) in enumerate(zip(drawn, outputs, strict=True)):
+        facts = {
+            "prompt": f"{options.prefix} {prompt}".strip(),
+            "negative": "; ".join(options.negative) or "none",
+            "seed": seed,
+            "model": model.name,
+            "steps": ascent.steps,
+            "strokes": options.strokes,
+            "shapes": options.shapes,
+            "width": "{:g} {:g}".format(*options.width),
+            "palette": options.palette or "any",
+            "views": "augmented" if options.augment else "the drawing itself",
+            "init": options.init,
+            "Software": "clipag-plugins",
+        }
+        groups, size = canvas.groups(number), (options.size, options.size)
+        write_svg(path, groups, size, background=torch.ones(3), facts=facts)
+        print(path)
+        save_png(to_pil(images[number]), path.with_suffix(".png"), facts)
+        print(path.with_suffix(".png"))
+    if trajectory is not None:
+        for path in trajectory.save(options.trajectory, images, outputs):
+            print(path)
+        for output, frames in zip(outputs, clipdraw.stroke_by_stroke(canvas), strict=True):
+            path = options.trajectory / f"{output.stem}-strokes.gif"
+            save_gif(frames, path)
+            print(path)
+    return _code_of(ascent)
+
+
+def _plan(
+    options: argparse.Namespace, suffix: str
+) -> tuple[range, list[tuple[str, int]], list[Path]]:
+    """Return the seeds, the prompt and seed of every picture, and where each is written.
+
+    What can be refused is refused here, before torch is imported and anything is computed.
+    """
+    if options.count < 1:
+        raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
+    seeds = range(options.seed, options.seed + options.count)
+    drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    outputs = _outputs(drawn, options.out, suffix)
+    folder = options.trajectory
+    if folder is not None:
+        _need_folder(folder if folder.exists() else folder.parent)
+    return seeds, drawn, outputs
+
+
+def _code_of(ascent: "Ascent") -> int:
+    """Return the exit code after an ascent, and say if it was cut short."""
+    if not ascent.interrupted:
+        return 0
+    print(
+        f"clipag: interrupted after {ascent.steps} steps; the best so far is kept.",
+        file=sys.stderr,
+    )
+    return INTERRUPTED
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -318,24 +462,24 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _outputs(drawn: Sequence[tuple[str, int]], out: Path | None) -> list[Path]:
-    """Name one PNG for each prompt and seed, and make sure that it can be written."""
+def _outputs(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str) -> list[Path]:
+    """Name one file for each prompt and seed, and make sure that it can be written."""
     if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
-        if out.suffix.lower() != ".png":
-            raise ClipagError(f"--out {out} ends in {out.suffix}: pictures are written as .png.")
+        if out.suffix.lower() != suffix:
+            raise ClipagError(f"--out {out} ends in {out.suffix}: it is written as {suffix}.")
         _need_folder(out.parent)
         return [out]
     folder = Path() if out is None else out
-    if out is not None and len(drawn) > 1 and out.suffix.lower() == ".png" and not out.is_dir():
+    if out is not None and len(drawn) > 1 and out.suffix.lower() == suffix and not out.is_dir():
         raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
     _need_folder(folder)
     paths: list[Path] = []
     for prompt, seed in drawn:
         name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-        path, again = folder / f"{name}-{seed}.png", 1
+        path, again = folder / f"{name}-{seed}{suffix}", 1
         while path in paths:
             again += 1
-            path = folder / f"{name}-{seed}-{again}.png"
+            path = folder / f"{name}-{seed}-{again}{suffix}"
         if path.is_dir():
             raise ClipagError(f"{path} is a folder: move it, or name another --out.")
         paths.append(path)

@@ -151,22 +151,11 @@ def sample(
     """
     settings = settings_for(model)
     steps = settings.steps if steps is None else steps
-    if steps < 1:
-        raise ClipagError(f"steps is {steps}: an ascent takes at least 1.")
-    if not SMALLEST <= size <= LARGEST:
-        raise ClipagError(f"size is {size}: choose a side from {SMALLEST} to {LARGEST} pixels.")
+    check_extent(steps, size)
     if views is not None and not 1 <= views <= MOST_VIEWS:
         raise ClipagError(f"views is {views}: choose from 1 to {MOST_VIEWS}.")
-    seeds = [seed] if isinstance(seed, int) else list(seed)
-    for number in seeds:
-        if not 0 <= number < 2**63:
-            raise ClipagError(f"seed is {number}: choose a number from 0 to 2⁶³ − 1.")
-    if not seeds:
-        raise ClipagError("There is no seed: give a number, or several.")
-    if not prompts:
-        raise ClipagError("There is no prompt: say what to draw.")
-    texts = [f"{prefix} {prompt}".strip() if prompt.strip() else prompt for prompt in prompts]
-    targets = [text_target(model, text, truncate=truncate) for text in texts]
+    seeds = seeds_of(seed)
+    targets = prompt_targets(model, prompts, prefix, truncate)
     starts = [starting_images(init, targets, model, size, number) for number in seeds]
     guide = Guide(
         model,
@@ -179,6 +168,43 @@ def sample(
     )
     canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 1))
     return ascend(canvas, guide, steps, callback=callback, progress=progress)
+
+
+def check_extent(steps: int, size: int) -> None:
+    """Raise ClipagError unless there is a step to take and a size that can be drawn."""
+    if steps < 1:
+        raise ClipagError(f"steps is {steps}: an ascent takes at least 1.")
+    if not SMALLEST <= size <= LARGEST:
+        raise ClipagError(f"size is {size}: choose a side from {SMALLEST} to {LARGEST} pixels.")
+
+
+def seeds_of(seed: int | Sequence[int]) -> list[int]:
+    """Return one or several seeds as a list.
+
+    Raises:
+        ClipagError: there is none, or one that torch does not take.
+    """
+    seeds = [seed] if isinstance(seed, int) else list(seed)
+    for number in seeds:
+        if not 0 <= number < 2**63:
+            raise ClipagError(f"seed is {number}: choose a number from 0 to 2⁶³ − 1.")
+    if not seeds:
+        raise ClipagError("There is no seed: give a number, or several.")
+    return seeds
+
+
+def prompt_targets(
+    model: ClipagModel, prompts: Sequence[str], prefix: str, truncate: bool
+) -> list[Target]:
+    """Return the target of each prompt, with `prefix` before it.
+
+    Raises:
+        ClipagError: there is no prompt, or one that `text_target` does not take.
+    """
+    if not prompts:
+        raise ClipagError("There is no prompt: say what to draw.")
+    texts = [f"{prefix} {prompt}".strip() if prompt.strip() else prompt for prompt in prompts]
+    return [text_target(model, text, truncate=truncate) for text in texts]
 
 
 def starting_images(

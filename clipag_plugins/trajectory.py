@@ -41,13 +41,14 @@ class Trajectory:
                 save_png(picture, path, {})
                 written.append(path)
             path = folder / f"{name.stem}.gif"
-            with write_beside(path) as temporary:
-                frames[0].save(
-                    temporary,
-                    save_all=True,
-                    append_images=frames[1:],
-                    duration=MILLISECONDS,
-                    loop=0,
-                )
+            save_gif(frames, path)
             written.append(path)
         return written
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write an animation that runs forever."""
+    with write_beside(path) as temporary:
+        frames[0].save(
+            temporary, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0
+        )

@@ -86,12 +86,12 @@ class Views:
         views = []
         if self.global_views:
             whole = resample(images, size)[:, None].expand(-1, self.global_views, -1, -1, -1)
-            views.append(_alike(of_whole, whole))
+            views.append(alike(of_whole, whole))
         if self.patch_views:
             # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
             # no filter, and the full image is filtered once instead of once a view.
             source = resample(images, min(*images.shape[-2:], round(size / self.patch)))
-            views.append(_alike(of_part, self._crops(source, size)))
+            views.append(alike(of_part, self._crops(source, size)))
         result = torch.cat(views, dim=1)
         if self.noise:
             noise = torch.randn(result.shape[1:], dtype=result.dtype)
@@ -114,7 +114,7 @@ class Views:
         return views
 
 
-def _alike(transforms: list[Any], views: Tensor) -> Tensor:
+def alike(transforms: list[Any], views: Tensor) -> Tensor:
     """Apply kornia's transforms to (B, V, 3, H, W), each view's alike for all B images."""
     b, v = views.shape[:2]
     flat = views.flatten(0, 1)

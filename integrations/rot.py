@@ -40,6 +40,11 @@ def _same_as(*homes: str) -> Fill:
     return fill
 
 
+def _moviepy_editor(module: ModuleType) -> None:
+    _same_as("moviepy")(module)
+    vars(module)["ipython_display"] = vars(module)["display_in_notebook"]
+
+
 def _torch_six(module: ModuleType) -> None:
     names = {
         "string_classes": (str, bytes),
@@ -107,11 +112,23 @@ def _torch_optimizer(module: ModuleType) -> None:
     vars(module).update(__getattr__=missing)
 
 
+def _ttools(module: ModuleType) -> None:
+    # Scripts that draw with diffvg import it, for a perceptual loss that most of them never use.
+    def missing(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ClipagError(f"{module.__name__}.{name} is missing: pip install torch-tools.")
+
+    vars(module).update(__getattr__=missing, __path__=[])
+
+
 GONE_MODULES: dict[str, Fill] = {
     "torch._six": _torch_six,
     "main": _main,
     "pkg_resources": _pkg_resources,
     "torch_optimizer": _torch_optimizer,
+    "ttools": _ttools,
+    "ttools.modules": _ttools,
     "torchvision.transforms.functional_tensor": _same_as(
         "torchvision.transforms._functional_tensor"
     ),
@@ -123,7 +140,7 @@ GONE_MODULES: dict[str, Fill] = {
     "kornia.color.adjust": _same_as("kornia.enhance"),
     "kornia.geometry.warp": _same_as("kornia.geometry.transform"),
     "kornia.geometry.transform.crop": _same_as("kornia.geometry.transform"),
-    "moviepy.editor": _same_as("moviepy"),
+    "moviepy.editor": _moviepy_editor,
 }
 
 

@@ -22,7 +22,11 @@ SETUP = re.compile(r"^\s*[!%]\s*(pip|git|apt|apt-get|conda|npm)\b", re.MULTILINE
 
 
 def run_script(
-    script: Path, arguments: Sequence[str], model: str | None = None, device: str | None = None
+    script: Path,
+    arguments: Sequence[str],
+    model: str | None = None,
+    device: str | None = None,
+    pydiffvg: str | None = None,
 ) -> int:
     """Run `script` as `__main__` and return its exit code.
 
@@ -32,6 +36,7 @@ def run_script(
         arguments: what the script finds in `sys.argv[1:]`.
         model: which weights every `clip.load` gets; None is clipag-mini.
         device: "cpu" runs on the CPU what asks for cuda.
+        pydiffvg: "ours" gives our pydiffvg even where there is another.
 
     Raises:
         ClipagError: there is no such script, or it is no notebook although its name says so.
@@ -40,7 +45,7 @@ def run_script(
     if not script.is_file():
         raise ClipagError(f"There is no script {script}: name a .py file or a .ipynb notebook.")
     cells = _read_cells(script) if script.suffix == ".ipynb" else None
-    shims.install(model, device)
+    shims.install(model, device, pydiffvg)
     sys.argv = [str(script), *arguments]
     # As python does: the script's own folder, where it looks for the modules beside it.
     sys.path[0] = str(script.resolve().parent)

@@ -1,8 +1,9 @@
 """Let scripts of 2021 and 2022 run as they are, in this process.
 
-`install()` answers `import clip` and `from CLIP import clip` with ours, and puts back what such
-scripts expect of their libraries and no longer find: see `rot`, and `on_cpu` for
-`device="cpu"`. `uninstall()` takes all of it back. Nothing is changed before, or by an import.
+`install()` answers `import clip` and `from CLIP import clip` with ours, `import pydiffvg` too where
+there is none, and puts back what such scripts expect of their libraries and no longer find: see
+`rot`, and `on_cpu` for `device="cpu"`. `uninstall()` takes all of it back. Nothing is changed
+before, or by an import.
 """
 
 from functools import wraps
@@ -19,10 +20,13 @@ from . import rot
 from .patching import Patches
 
 OURS = "clipag_plugins.clip"
+OUR_PYDIFFVG = "clipag_plugins.integrations.pydiffvg"
 _installed: Patches | None = None
 
 
-def install(model: str | None = None, device: str | None = None) -> None:
+def install(
+    model: str | None = None, device: str | None = None, pydiffvg: str | None = None
+) -> None:
     """Have this process's scripts find what they expect.
 
     Installing again replaces what was installed before.
@@ -31,12 +35,15 @@ def install(model: str | None = None, device: str | None = None) -> None:
         model: the weights that every `clip.load` gets, whatever name it asks for; the path of
             a checkpoint is still loaded as it is. None is clipag-mini.
         device: "cpu" runs on the CPU what asks for cuda; None leaves devices alone.
+        pydiffvg: "ours" answers `import pydiffvg` with ours; None does where there is no other.
 
     Raises:
-        ClipagError: the device is another one.
+        ClipagError: the device or pydiffvg is another one.
     """
     if device not in (None, "cpu"):
         raise ClipagError(f"The device is {device!r}: only cpu can be forced on a script.")
+    if pydiffvg not in (None, "ours"):
+        raise ClipagError(f"pydiffvg is {pydiffvg!r}: only ours can be forced on a script.")
     uninstall()
     global _installed
     patches = _installed = Patches()
@@ -48,6 +55,7 @@ def install(model: str | None = None, device: str | None = None) -> None:
         on_cpu.patch(patches)
         move = on_cpu.here
     _replace_clip(patches, model or "clipag-mini", move)
+    _give_pydiffvg(patches, always=pydiffvg == "ours")
 
 
 def uninstall() -> None:
@@ -89,6 +97,24 @@ def _replace_clip(patches: Patches, model: str, move: Any) -> None:
 
     patches.replace_package("clip", clip)
     patches.replace_package("CLIP", checkout)
+
+
+def _give_pydiffvg(patches: Patches, always: bool) -> None:
+    text = f"import pydiffvg gives {OUR_PYDIFFVG}"
+
+    def fill(module: ModuleType) -> None:
+        ours = import_module(OUR_PYDIFFVG)
+        vars(module).update({name: getattr(ours, name) for name in ours.__all__})
+
+    def make(module: ModuleType) -> ModuleType:
+        fill(module)
+        patches.say(text)
+        return module
+
+    if always:
+        patches.replace_package("pydiffvg", make)
+    else:
+        patches.stand_in("pydiffvg", fill, text)
 
 
 def _openai_names() -> list[str]:

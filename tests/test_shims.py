@@ -69,7 +69,7 @@ GONE = {
     "from torchvision.transforms.functional_tensor import rgb_to_grayscale",
     "from torchvision.models.utils import load_state_dict_from_url",
     "from pytorch_lightning.utilities.distributed import rank_zero_only",
-    "from moviepy.editor import VideoClip",
+    "from moviepy.editor import VideoClip, ipython_display",
     "from kornia.augmentation.functional import adjust_contrast",
     "from kornia.color.adjust import adjust_brightness",
     "from kornia.geometry.warp import warp_perspective",

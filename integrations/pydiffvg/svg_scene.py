@@ -1,0 +1,264 @@
+"""Read SVG into diffvg's shapes. svgelements does the parsing: units, styles, maps, `use`."""
+
+from collections.abc import Sequence
+from io import StringIO
+from math import hypot
+from pathlib import Path as File
+from types import ModuleType
+from typing import Any
+from warnings import warn
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import torch
+from torch import Tensor
+
+from ...errors import ClipagError
+from ..paints import LinearGradient, RadialGradient
+from .shapes import Circle, Color, Ellipse, Path, Polygon, Rect, Shape, ShapeGroup
+
+# Ends that are as close as this, in pixels, close a path.
+_TOGETHER = 1e-5
+
+
+def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[ShapeGroup]]:
+    """Read an SVG file.
+
+    Paths and the widths of their strokes are mapped to the canvas; other shapes keep their
+    numbers, with the map in their group's `shape_to_canvas`. The opacity of an element or of the
+    <g> around it is taken as that of its paints. Text, pictures, clips, masks and filters are
+    passed over.
+
+    Returns:
+        Width and height of the canvas, in units of the viewBox as diffvg counts them, or in
+        pixels where there is none; the shapes; a group for each element.
+
+    Raises:
+        ClipagError: the file is not SVG, or svgelements is missing.
+        OSError: the file cannot be read.
+    """
+    svg = _svgelements()
+    try:
+        root = ElementTree.parse(filename).getroot()
+    except ElementTree.ParseError as error:
+        raise ClipagError(f"{filename} is not SVG: {error}.") from error
+    if _tag(root) != "svg":
+        raise ClipagError(f"{filename} is not SVG: its root is <{_tag(root)}>.")
+    box = root.get("viewBox", "").replace(",", " ").split()
+    if len(box) == 4:
+        root.set("width", box[2])
+        root.set("height", box[3])
+    text = ElementTree.tostring(root, encoding="unicode")
+    drawing = svg.SVG.parse(StringIO(text), reify=False)
+    paints = _Paints(svg, root, (drawing.width, drawing.height))
+    shapes: list[Shape] = []
+    groups: list[ShapeGroup] = []
+    for element in drawing.elements():
+        if isinstance(element, svg.Text | svg.Image):
+            warn(f"{filename}: <{element.values['tag']}> is passed over.", stacklevel=2)
+        if not isinstance(element, svg.Shape):
+            continue
+        found = _shapes(svg, element)
+        if not found:
+            continue
+        matrix = _matrix(element.transform)
+        for shape in found:
+            shape.id = element.id or ""
+            shape.stroke_width = torch.tensor(element.stroke_width / 2)
+            if isinstance(shape, Path):
+                shape.points = _map(matrix, shape.points)
+                shape.stroke_width *= torch.linalg.det(matrix[:2, :2]).abs().sqrt()
+        still = isinstance(found[0], Path)
+        group = ShapeGroup(
+            torch.arange(len(shapes), len(shapes) + len(found)),
+            fill_color=paints.read("fill", element),
+            stroke_color=paints.read("stroke", element),
+            use_even_odd_rule=element.values.get("fill-rule") == "evenodd",
+            shape_to_canvas=torch.eye(3) if still else matrix,
+            id=element.id or "",
+        )
+        groups.append(group)
+        shapes += found
+    return round(drawing.width), round(drawing.height), shapes, groups
+
+
+def from_svg_path(
+    path_str: str, shape_to_canvas: Tensor | None = None, force_close: bool = False
+) -> list[Path]:
+    """Return a path for each part of the commands in the `d` of an SVG path.
+
+    Args:
+        path_str: the commands.
+        shape_to_canvas: (3, 3), a map of the points; None for none.
+        force_close: close every part, by a line if need be.
+    """
+    svg = _svgelements()
+    paths = _paths(svg, svg.Path(path_str), force_close)
+    if shape_to_canvas is not None:
+        for path in paths:
+            path.points = _map(shape_to_canvas, path.points)
+    return paths
+
+
+def _svgelements() -> ModuleType:
+    try:
+        import svgelements
+    except ImportError:
+        raise ClipagError("To read SVG: pip install clipag-plugins[svg].") from None
+    module: ModuleType = svgelements
+    return module
+
+
+def _tag(node: Element) -> str:
+    return node.tag.rpartition("}")[2]
+
+
+def _matrix(transform: Any) -> Tensor:
+    a, b, c, d, e, f = (float(getattr(transform, name)) for name in "abcdef")
+    return torch.tensor([[a, c, e], [b, d, f], [0, 0, 1]])
+
+
+def _map(matrix: Tensor, points: Tensor) -> Tensor:
+    return points @ matrix[:2, :2].mT + matrix[:2, 2]
+
+
+def _pair(x: float, y: float) -> Tensor:
+    return torch.tensor([float(x), float(y)])
+
+
+# ------------------------------------------------------------------------------------ shapes
+
+
+def _shapes(svg: ModuleType, element: Any) -> Sequence[Shape]:
+    if isinstance(element, svg.Circle | svg.Ellipse):
+        centre = _pair(element.cx, element.cy)
+        if element.rx == element.ry:
+            return [Circle(torch.tensor(float(element.rx)), centre)]
+        return [Ellipse(_pair(element.rx, element.ry), centre)]
+    if isinstance(element, svg.Rect) and not element.rx and not element.ry:
+        corner = _pair(element.x, element.y)
+        return [Rect(corner, corner + _pair(element.width, element.height))]
+    if isinstance(element, svg.Polygon | svg.Polyline):
+        points = torch.tensor([[point.x, point.y] for point in element.points])
+        return [Polygon(points, isinstance(element, svg.Polygon))] if len(points) > 1 else []
+    return _paths(svg, svg.Path(element.segments(transformed=False)))
+
+
+def _paths(svg: ModuleType, path: Any, force_close: bool = False) -> list[Path]:
+    path.approximate_arcs_with_cubics()
+    paths = (_path(svg, part, force_close) for part in path.as_subpaths())
+    return [path for path in paths if path is not None]
+
+
+def _path(svg: ModuleType, part: Any, force_close: bool) -> Path | None:
+    points: list[Any] = []
+    degrees: list[int] = []
+    close = force_close
+    for segment in part:
+        if isinstance(segment, svg.Move):
+            points.append(segment.end)
+        elif isinstance(segment, svg.Close):
+            close = True
+        elif isinstance(segment, svg.QuadraticBezier):
+            points += [segment.control, segment.end]
+            degrees.append(1)
+        elif isinstance(segment, svg.CubicBezier):
+            points += [segment.control1, segment.control2, segment.end]
+            degrees.append(2)
+        else:
+            points.append(segment.end)
+            degrees.append(0)
+    if not degrees:
+        return None
+    first, last = points[0], points[-1]
+    if len(points) > 2 and hypot(first.x - last.x, first.y - last.y) < _TOGETHER:
+        points.pop()  # the start of a closed path is given once
+        close = True
+    elif close:
+        degrees.append(0)
+    return Path(torch.tensor(degrees), torch.tensor([[p.x, p.y] for p in points]), close)
+
+
+# ------------------------------------------------------------------------------------ paints
+
+
+class _Paints:
+    """Reads the colours and gradients of a file."""
+
+    def __init__(self, svg: ModuleType, root: Element, size: tuple[float, float]) -> None:
+        self._svg = svg
+        self._size = size
+        self._nodes = {
+            node.get("id"): node for node in root.iter() if _tag(node).endswith("Gradient")
+        }
+
+    def read(self, kind: str, element: Any) -> Color | None:
+        """Return the paint of an element's fill or stroke."""
+        values = element.values
+        alpha = _share(values.get(f"{kind}-opacity", "1")) * _share(values.get("opacity", "1"))
+        text = values.get(kind) or ("black" if kind == "fill" else "none")
+        if text.startswith("url("):
+            name = text[4:].partition(")")[0].strip(" '\"#")
+            return self._gradient(name, element, alpha) if name in self._nodes else None
+        color = self._rgba(text, alpha)
+        return None if color is None else torch.tensor(color)
+
+    def _rgba(self, text: str, alpha: float) -> list[float] | None:
+        color = self._svg.Color(text)
+        if color.value is None:
+            return None
+        rgb = (color.red / 255, color.green / 255, color.blue / 255)
+        return [*rgb, color.opacity * alpha]
+
+    def _gradient(self, name: str, element: Any, alpha: float) -> Color | None:
+        said: dict[str, str] = {}
+        stops: list[Element] = []
+        seen = set()
+        here: str | None = name
+        # What a gradient does not say itself, the one that it refers to may.
+        while here in self._nodes and here not in seen:
+            seen.add(here)
+            node = self._nodes[here]
+            said = {**node.attrib, **said}
+            stops = stops or [child for child in node if _tag(child) == "stop"]
+            here = node.get("href", node.get("{http://www.w3.org/1999/xlink}href", ""))[1:]
+        if not stops:
+            return None
+        read = [self._stop(stop, alpha) for stop in stops]
+        # An offset below the last one counts as the last one.
+        offsets = torch.tensor([offset for offset, _ in read]).cummax(0).values
+        colors = torch.tensor([color for _, color in read])
+
+        whole_width, whole_height = self._size
+        matrix = _matrix(element.transform)
+        if said.get("gradientUnits") != "userSpaceOnUse":
+            # In shares of the element's box.
+            left, top, right, bottom = map(float, element.bbox(transformed=False))
+            box = [[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]]
+            matrix = matrix @ torch.tensor(box)
+            whole_width = whole_height = 1
+        if "gradientTransform" in said:
+            matrix = matrix @ _matrix(self._svg.Matrix(said["gradientTransform"]))
+
+        def place(x: str, y: str, *defaults: str) -> Tensor:
+            at_x = _share(said.get(x, defaults[0]), whole_width)
+            return _map(matrix, _pair(at_x, _share(said.get(y, defaults[1]), whole_height)))
+
+        if _tag(self._nodes[name]) == "linearGradient":
+            begin, end = place("x1", "y1", "0%", "0%"), place("x2", "y2", "100%", "0%")
+            return LinearGradient(begin, end, offsets, colors)
+        whole = hypot(whole_width, whole_height) / hypot(1, 1)
+        radius = _share(said.get("r", "50%"), whole) * matrix[:2, :2].norm(dim=0)
+        return RadialGradient(place("cx", "cy", "50%", "50%"), radius, offsets, colors)
+
+    def _stop(self, stop: Element, alpha: float) -> tuple[float, list[float]]:
+        style = (part.partition(":") for part in stop.get("style", "").split(";"))
+        said = {**stop.attrib, **{name.strip(): value.strip() for name, _, value in style}}
+        alpha *= _share(said.get("stop-opacity", "1"))
+        color = self._rgba(said.get("stop-color", "black"), alpha) or [0.0, 0.0, 0.0, 0.0]
+        return min(max(_share(said.get("offset", "0")), 0), 1), color
+
+
+def _share(text: str, whole: float = 1) -> float:
+    """Return a number, or a percentage of the whole."""
+    return float(text[:-1]) / 100 * whole if text.endswith("%") else float(text.rstrip("px"))
