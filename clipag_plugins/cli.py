@@ -207,7 +207,11 @@ def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
         default=64,
         help="views that the model sees at once; fewer need less memory (default: %(default)s)",
     )
-    add("--compile", action="store_true", help="torch.compile the model first: for very long runs")
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile the model first: for long runs on a GPU",
+    )
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--out",

@@ -1,5 +1,7 @@
 """The guide: the only place that knows about CLIP."""
 
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,10 +32,17 @@ class MakeViews(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """Where an image should move in CLIP's space: a unit embedding (D,) and its weight."""
+    """Where an image should move in CLIP's space.
+
+    Attributes:
+        embedding: of unit length, (D,).
+        weight: how much it counts; below 0 it leads away.
+        stop: the spherical distance, signed as the weight, at which it stops leading.
+    """
 
     embedding: Tensor
     weight: float = 1.0
+    stop: float = -math.inf
 
 
 class Guide:
@@ -46,14 +55,18 @@ class Guide:
         seeds: one an image: where the random numbers of its views come from, so that an
             image does not depend on its batch. None is torch's global generator, and the
             same numbers for every image.
+        spherical: measure by half the squared angle to each target, as VQGAN+CLIP does (Crowson
+            et al., ECCV 2022), rather than by the cosine.
         precision: what the tower computes in: "auto" (the fastest on this device, by a
             measurement), "float32", "bfloat16" or "float16". The loss is float32.
         max_views: views that the tower sees at once: it bounds the memory.
-        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs. It costs up
-            to minutes before the first step and pays in runs that are longer still.
+        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs (not timed
+            yet). On CPUs it costs a minute or more before the first step and was found to gain
+            nothing: what guidance does is matrix products already.
 
     Raises:
-        ClipagError: `precision` or `max_views` is not possible.
+        ClipagError: `precision`, `max_views` or `compile` is not possible, there is no target,
+            or one has a `stop` and the cosine is the measure.
     """
 
     def __init__(
@@ -63,6 +76,7 @@ class Guide:
         views: MakeViews = one_view,
         *,
         seeds: Sequence[int] | None = None,
+        spherical: bool = False,
         precision: str = "auto",
         max_views: int = 64,
         compile: bool = False,
@@ -76,12 +90,26 @@ class Guide:
         tower = precisions.in_precision(model.visual, self.dtype)
         if compile:
             cuda_graphs = model.device.type == "cuda"
+            if not cuda_graphs and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+                raise ClipagError("compile needs a C++ compiler: install g++, or leave it out.")
             tower = torch.compile(tower, mode="reduce-overhead" if cuda_graphs else None)  # type: ignore[assignment]
         self._tower = tower
-        # One matrix a batch: constant during the ascent, so it is made only once.
-        self._goals = torch.stack(
-            [sum(t.weight * t.embedding for t in image_targets) for image_targets in targets]  # type: ignore[misc]
-        ).detach()
+        self.spherical = spherical
+        flat = [target for image_targets in targets for target in image_targets]
+        if not flat:
+            raise ClipagError("There is no target: give each image at least one.")
+        if not spherical and any(target.stop != -math.inf for target in flat):
+            raise ClipagError("A target's stop is a spherical distance: guide by spherical=True.")
+        # Constant during the ascent, so made only once. Images with fewer targets than others
+        # are filled up with such as weigh nothing.
+        device, most = flat[0].embedding.device, max(map(len, targets))
+        blank = Target(torch.zeros_like(flat[0].embedding), 0.0)
+        table = [[*row, *[blank] * (most - len(row))] for row in targets]
+        self._embeddings = torch.stack(
+            [torch.stack([t.embedding for t in row]) for row in table]
+        ).detach()  # (B, T, D)
+        self._weights = torch.tensor([[t.weight for t in row] for row in table], device=device)
+        self._stops = torch.tensor([[t.stop for t in row] for row in table], device=device)
         # None stands for torch's global generator.
         self._seeds: list[int | None] = [None] * len(targets) if seeds is None else [*seeds]
         self._streams: dict[int | None, Tensor] = {
@@ -92,7 +120,8 @@ class Guide:
         """Return the loss (B,) of images (B, 3, H, W) in [0, 1], differentiable in them alone.
 
         It is Σ_v w_v · (−Σ_t w_t · cos(view v, target t)): the cosine loss of CLIPAG's
-        sampler (supplement, section 1.3), averaged over views.
+        sampler (supplement, section 1.3), averaged over views. If spherical, it is
+        Σ_v w_v · Σ_t w_t · θ²/2, where θ is the angle between view v and target t.
         """
         wanted = torch.is_grad_enabled() and images.requires_grad
         losses: Tensor = _Loss.apply(images, self, wanted)
@@ -111,16 +140,16 @@ class Guide:
             found, slopes = [], []
             chunks = (
                 views.detach().flatten(0, 1),
-                self._goals[rows].repeat_interleave(self.views.count, dim=0),
+                rows.repeat_interleave(self.views.count),
                 weights.float().repeat(len(rows)),
             )
-            for chunk, goals, weight in zip(
+            for chunk, owners, weight in zip(
                 *(x.split(self.max_views) for x in chunks), strict=True
             ):
                 chunk.requires_grad_(wanted)
                 with torch.set_grad_enabled(wanted):
                     z = F.normalize(self._tower(normalize(chunk).to(self.dtype)).float(), dim=-1)
-                    loss = -weight * (z * goals).sum(dim=-1)
+                    loss = weight * self._distance(z, owners)
                     total = loss.sum()
                 found.append(loss.detach())
                 if wanted:
@@ -131,6 +160,19 @@ class Guide:
                 (gradient[rows],) = torch.autograd.grad(views, part, slope)
         torch.set_rng_state(self._streams.get(None, shared))
         return losses, gradient
+
+    def _distance(self, z: Tensor, owners: Tensor) -> Tensor:
+        """Return how far (N,) unit embeddings (N, D) are from the targets of images `owners`."""
+        embeddings, weights = self._embeddings[owners].float(), self._weights[owners]
+        if not self.spherical:
+            return -((embeddings @ z[:, :, None]).squeeze(2) * weights).sum(dim=1)
+        chord = (z[:, None] - embeddings).norm(dim=2)
+        # Just short of opposite, where the gradient of the arc sine has no end.
+        signed = 2 * (chord / 2).clamp(max=1 - 1e-6).asin() ** 2 * weights.sign()
+        # Below the stop the distance still counts, and no gradient comes of it.
+        led = signed.maximum(self._stops[owners])
+        distance: Tensor = (weights.abs() * (signed.detach() + led - led.detach())).sum(dim=1)
+        return distance
 
     def _views_of(
         self, images: Tensor, rows: list[int], begin: dict[int | None, Tensor]

@@ -55,9 +55,9 @@ class Settings:
 NOTEBOOK = Settings(100, Views(), ThresholdedCanvas)
 # Chosen by the independent evaluator on 100 captions that no reported figure uses.
 EMBEDDED = Settings(
-    40,
+    24,
     Views(
-        global_views=8,
+        global_views=4,
         patch_views=0,
         noise=0.02,
         translate=0.08,
@@ -67,7 +67,7 @@ EMBEDDED = Settings(
         saturation=0.0,
         cutout=0.0,
     ),
-    lambda start: PixelCanvas(start, step_size=0.004),
+    lambda start: PixelCanvas(start, step_size=0.0066),
 )
 
 
@@ -110,7 +110,7 @@ def generate(
         truncate: cut prompts of more than 77 tokens instead of refusing them.
         precision: "auto" (the fastest here), "float32", "bfloat16" or "float16": see `Guide`.
         max_views: views that the model sees at once; fewer need less memory.
-        compile: pass the model through `torch.compile` first: for very long runs.
+        compile: pass the model through `torch.compile` first: see `Guide`.
         progress: show a progress bar.
 
     Raises:

@@ -1,12 +1,15 @@
 import copy
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins import gmm
@@ -284,3 +287,34 @@ def test_bfloat16_guides_to_the_same_place(model):
 def test_guides_that_cannot_be(model, wrong, message):
     with pytest.raises(clip.ClipagError, match=message):
         clip.Guide(model, [[clip.text_target(model, "apple")]], **wrong)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_a_compiled_tower_guides_alike():
+    torch.manual_seed(0)
+    small = clip.model.CLIP(16, 32, 1, 64, 8, 77, 49408, 64, 1, 1).eval().requires_grad_(False)
+    image, target = torch.rand(1, 3, 32, 32), clip.text_target(small, "apple")
+    plain, compiled = (clip.Guide(small, [[target]], compile=how) for how in (False, True))
+    for ours, theirs in zip(look(image, plain), look(image, compiled), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_spherical_distance_and_its_stop(model):
+    image = torch.rand(1, 3, 64, 64)
+    text = clip.text_target(model, "apple")
+    z = F.normalize(model.encode_image(clip.model.normalize(image)), dim=1)
+    angle = torch.arccos(z @ text.embedding)
+
+    def spherical(*targets):
+        return look(image, clip.Guide(model, [targets], spherical=True, precision="float32"))
+
+    loss, gradient = spherical(text)
+    assert loss.item() == pytest.approx((angle**2 / 2).item(), abs=1e-5)
+    assert gradient.abs().sum() > 0
+    stopped_loss, stopped = spherical(replace(text, stop=3.0))  # nearer than that already
+    assert stopped_loss.item() == pytest.approx(loss.item()) and stopped.abs().sum() == 0
+    away, away_gradient = spherical(replace(text, weight=-0.5))
+    assert away.item() == pytest.approx(-0.5 * loss.item(), abs=1e-6)
+    assert torch.allclose(away_gradient, -0.5 * gradient, atol=1e-7)
+    with pytest.raises(clip.ClipagError, match="spherical=True"):
+        clip.Guide(model, [[replace(text, stop=0.5)]])
