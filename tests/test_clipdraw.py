@@ -22,6 +22,7 @@ from clipag_plugins.cli import parser
 from clipag_plugins.integrations.clipdraw import (
     Perspectives,
     StrokeCanvas,
+    Strokes,
     draw,
     read_palette,
     starting_strokes,
@@ -168,26 +169,22 @@ def test_the_best_strokes_are_the_best_image(model):
     assert ascent.losses.isfinite().all()
 
 
-def test_best_of_each_image_is_kept():
-    """Each image's best is another step's: the state is put together image by image."""
+def test_the_best_of_each_image_is_kept(model):
+    parts = zip(*(starting_strokes(seed, 12) for seed in range(6)), strict=True)
+    canvas = StrokeCanvas(Strokes(*map(torch.cat, parts)), size=64)
+    guide = Guide(model, [[text_target(model, "a castle")]] * 6, Perspectives(1), seeds=range(6))
+    points, losses = [], []
 
-    class Listed:
-        losses = iter([[3.0, 1.0], [2.0, 2.0], [4.0, 3.0]])
+    def remember(step, images, reached):
+        points.append(canvas.points.detach().clone())
+        losses.append(reached)
 
-        def loss(self, images):
-            return images.sum((1, 2, 3)) * 0 + torch.tensor(next(self.losses))
-
-    start = starting_strokes(0, 3)
-    canvas = StrokeCanvas(type(start)(*(part.repeat(2, *[1] * (part.ndim - 1)) for part in start)))
-    seen = []
-    optimizer = torch.optim.SGD(canvas.parameters(), lr=0)
-    optimizer.register_step_post_hook(lambda *_: canvas.widths.data.add_(1))
-
-    def remember(*_):
-        seen.append(canvas.widths.detach().clone())
-
-    ascent = ascend(canvas, Listed(), 2, optimizer, remember, progress=False)
-    assert torch.equal(ascent.state["widths"], torch.stack([seen[1][0], seen[0][1]]))
+    wild = torch.optim.Adam([canvas.points], lr=30)
+    ascent = ascend(canvas, guide, 4, wild, remember, progress=False)
+    best = torch.stack(losses).argmin(0)
+    assert len(best.unique()) > 1  # the state is put together from several steps
+    for image, step in enumerate(best):
+        assert torch.equal(ascent.state["points"][image], points[step][image])
 
 
 def test_a_drawing_does_not_depend_on_its_batch(model):
