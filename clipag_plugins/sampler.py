@@ -55,7 +55,7 @@ class Settings:
 NOTEBOOK = Settings(100, Views(), ThresholdedCanvas)
 # Chosen by the independent evaluator on 100 captions that no reported figure uses.
 EMBEDDED = Settings(
-    24,
+    16,
     Views(
         global_views=4,
         patch_views=0,
@@ -67,7 +67,7 @@ EMBEDDED = Settings(
         saturation=0.0,
         cutout=0.0,
     ),
-    lambda start: PixelCanvas(start, step_size=0.0066),
+    lambda start: PixelCanvas(start, step_size=0.01),
 )
 
 
