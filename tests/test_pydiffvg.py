@@ -99,7 +99,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
                   torch.optim.Adam([group.stroke_color for group in groups], lr=0.01)]
         render = pydiffvg.RenderFunction.apply
         losses = []
-        for t in range(5):
+        for t in range(3):
             for optim in optims: optim.zero_grad()
             scene_args = pydiffvg.RenderFunction.serialize_scene(224, 224, shapes, groups)
             img = render(224, 224, 2, 2, t, None, *scene_args)
@@ -109,7 +109,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
             pydiffvg.imwrite(img.cpu(), f'res/iter_{t}.png', gamma=1.0)
             img = img.unsqueeze(0).permute(0, 3, 1, 2)
             torch.manual_seed(0)  # the same views, so that steps can be compared
-            features = model.encode_image(torch.cat([augment(img) for _ in range(2)]))
+            features = model.encode_image(torch.cat([augment(img) for _ in range(1)]))
             loss = -torch.cosine_similarity(text_features, features, dim=1).sum()
             loss.backward()
             losses.append(loss.item())
@@ -124,7 +124,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
     assert done.returncode == 0, done.stderr
     said = "clipag: import pydiffvg gives clipag_plugins.integrations.pydiffvg.\n"
     assert done.stderr.count(said) == 1
-    first, last = (Image.open(tmp_path / f"res/iter_{t}.png") for t in (0, 4))
+    first, last = (Image.open(tmp_path / f"res/iter_{t}.png") for t in (0, 2))
     assert first.size == (224, 224) and first.mode == "RGB"
     assert np.array(first).tobytes() != np.array(last).tobytes()
     assert (tmp_path / "res/drawing.svg").read_text().count("<path") == 24

