@@ -7,7 +7,7 @@ that are covered and not the number of strokes times the number of pixels:
    rectangle that holds every pixel whose nearest point of the stroke may be on it; its pixels are
    listed row by row. A pixel's coverage depends on its distance d to the nearest piece alone:
    with r half the width, F(r − d) + F(r + d) − 1, where F is the share of a pixel that lies
-   behind a straight edge. Ends and corners are therefore round.
+   behind a straight edge. Ends and corners are therefore round, and a width below 0 is nothing.
 2. **Coverage of fills.** The winding number, averaged over each pixel, is summed exactly from the
    areas that each piece of the outline leaves to its right (the accumulation buffer of font
    rasterisers). The fill rule is applied to that average.
@@ -20,8 +20,10 @@ distance (the envelope theorem), so the distance to that fixed point of the piec
 gradient. Everything is smooth in the parameters except where a pixel's nearest point jumps from
 one part of a stroke to another; there the distance still is continuous.
 
-Pictures are rendered at `samples` times the size and averaged, which makes round ends and crossing
-edges truer. Device and dtype follow the inputs.
+Pictures are rendered at `samples` times the size and averaged, so above, a pixel is a sample. That
+makes round ends truer, and pixels in which several edges of one shape meet: there the rule of the
+averaged winding and the larger of two coverages are approximations. Device and dtype follow the
+inputs.
 """
 
 import math
@@ -141,8 +143,11 @@ def render_paths(
         (B, 4, H, W), RGBA with premultiplied alpha; see `over` and `straight`.
 
     Raises:
-        ClipagError: a parameter is not finite, or points do not make whole segments.
+        ClipagError: a parameter is not finite, points do not make whole segments, or `segments`
+            are given for closed paths.
     """
+    if is_closed and segments is not None:
+        raise ClipagError("Closed paths have all their segments: leave segments out, or open them.")
     batch, paths, count, _ = points.shape
     most, rest = divmod(count - (not is_closed), 3)
     if rest or most < 1:
@@ -248,8 +253,8 @@ def _cut(curves: Curves, tolerance: float, height: int, width: int) -> _Pieces:
         bend = (control[:, 2:] - 2 * control[:, 1:-1] + control[:, :-2]).norm(dim=2).amax(1)
         count = (0.75 * bend / tolerance).sqrt().ceil().clamp(1, _MOST_PIECES)
         # What lies beside the canvas as a whole stays there when it is made straight.
-        low = control.amin(1) - curves.radius[:, None]
-        high = control.amax(1) + curves.radius[:, None]
+        reach = curves.radius[:, None] + _RAMP
+        low, high = control.amin(1) - reach, control.amax(1) + reach
         beside = (high < 0).any(1) | (low > low.new_tensor([width, height])).any(1)
         count = count.where(~beside, 1).long()
     # A curve of n pieces has n + 1 nodes; Bernstein polynomials place them.
@@ -369,7 +374,8 @@ def _project(x: Tensor, y: Tensor, capsules: Tensor) -> Tensor:
     ax, ay, bx, by, _ = capsules
     ux, uy = bx - ax, by - ay
     square = ux * ux + uy * uy
-    return (((x - ax) * ux + (y - ay) * uy) / square.where(square > 0, 1)).clamp(0, 1)
+    place: Tensor = ((x - ax) * ux + (y - ay) * uy) / square.where(square > 0, 1)
+    return place.clamp(0, 1)
 
 
 def _coverage(x: Tensor, y: Tensor, place: Tensor, capsules: Tensor) -> Tensor:

@@ -397,6 +397,8 @@ def test_points_that_do_not_fit_are_counted():
         render([[Group([path], stroke=torch.ones(4))]], (8, 8))
     with pytest.raises(ClipagError, match="5 points a path"):
         render_paths(torch.rand(1, 1, 5, 2), (8, 8), strokes=torch.rand(1, 1, 4))
+    with pytest.raises(ClipagError, match="leave segments out"):
+        render_paths(torch.rand(1, 1, 6, 2), (8, 8), segments=torch.ones(1, 1), is_closed=True)
     with pytest.raises(ClipagError, match="nothing to render"):
         render([[]], (8, 8))
 
