@@ -48,6 +48,9 @@ _FAR = 1e15
 # Half the width of an edge's ramp, in samples: it gives the ramp the variance of a pixel's box,
 # which is 1/12 in every direction.
 _RAMP = math.sqrt(5 / 12)
+# Fills are moved by this, in samples: coverage has a kink where an edge runs exactly between two
+# rows, as edges at whole pixels do, and no gradient would bring such an edge to move.
+_ASIDE = 2**-14
 
 
 class _Drawing(NamedTuple):
@@ -409,8 +412,8 @@ def _cover_fills(curves: Curves, drawing: _Drawing, height: int, width: int) -> 
     _, length = curves.path.unique_consecutive(return_counts=True)
     last = torch.cumsum(length, 0) - 1
     first = last - length + 1
-    start = torch.cat([pieces.start, curves.control[last, 3].mT], 1).double()
-    end = torch.cat([pieces.end, curves.control[first, 0].mT], 1).double()
+    start = torch.cat([pieces.start, curves.control[last, 3].mT], 1).double() + _ASIDE
+    end = torch.cat([pieces.end, curves.control[first, 0].mT], 1).double() + _ASIDE
     layer = curves.layer[torch.cat([pieces.curve, first])]
 
     with torch.no_grad():

@@ -99,7 +99,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
                   torch.optim.Adam([group.stroke_color for group in groups], lr=0.01)]
         render = pydiffvg.RenderFunction.apply
         losses = []
-        for t in range(5):
+        for t in range(3):
             for optim in optims: optim.zero_grad()
             scene_args = pydiffvg.RenderFunction.serialize_scene(224, 224, shapes, groups)
             img = render(224, 224, 2, 2, t, None, *scene_args)
@@ -109,7 +109,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
             pydiffvg.imwrite(img.cpu(), f'res/iter_{t}.png', gamma=1.0)
             img = img.unsqueeze(0).permute(0, 3, 1, 2)
             torch.manual_seed(0)  # the same views, so that steps can be compared
-            features = model.encode_image(torch.cat([augment(img) for _ in range(2)]))
+            features = model.encode_image(torch.cat([augment(img) for _ in range(1)]))
             loss = -torch.cosine_similarity(text_features, features, dim=1).sum()
             loss.backward()
             losses.append(loss.item())
@@ -124,7 +124,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
     assert done.returncode == 0, done.stderr
     said = "clipag: import pydiffvg gives clipag_plugins.integrations.pydiffvg.\n"
     assert done.stderr.count(said) == 1
-    first, last = (Image.open(tmp_path / f"res/iter_{t}.png") for t in (0, 4))
+    first, last = (Image.open(tmp_path / f"res/iter_{t}.png") for t in (0, 2))
     assert first.size == (224, 224) and first.mode == "RGB"
     assert np.array(first).tobytes() != np.array(last).tobytes()
     assert (tmp_path / "res/drawing.svg").read_text().count("<path") == 24
@@ -232,7 +232,7 @@ def test_groups_hold_several_shapes(pydiffvg):
     ]
     ring = pydiffvg.ShapeGroup(torch.tensor([0, 1]), torch.tensor(INK))
     image = render(pydiffvg, shapes, [ring])
-    assert image[32, 32, 3] == 0
+    assert image[32, 32, 3] < 1e-6
     assert image[32, 18].tolist() == pytest.approx(INK)
 
 
@@ -408,12 +408,30 @@ def test_gradients_reach_everything(pydiffvg):
             ), name
 
 
+@pytest.mark.parametrize("even_odd", [True, False])
+def test_edges_between_pixels_can_move(pydiffvg, even_odd):
+    """As of diffvg's single_rect.py: shapes of whole numbers grow into what they are to match."""
+    p_min, p_max = torch.tensor([20.0, 16.0]), torch.tensor([40.0, 40.0])
+    rect = pydiffvg.Rect(p_min - 4, p_max + 4)
+    group = pydiffvg.ShapeGroup(torch.tensor([0]), torch.tensor(INK), even_odd)
+    target = on_white(render(pydiffvg, [rect], [group]))
+    rect.p_min, rect.p_max = p_min.requires_grad_(), p_max.requires_grad_()
+    adam = torch.optim.Adam([p_min, p_max], lr=0.5)
+    for _ in range(40):
+        adam.zero_grad()
+        picture = on_white(render(pydiffvg, [rect], [group]))
+        (picture - target).square().sum().backward()
+        adam.step()
+    assert torch.allclose(p_min, torch.tensor([16.0, 12.0]), atol=0.5)
+    assert torch.allclose(p_max, torch.tensor([44.0, 44.0]), atol=0.5)
+
+
 def test_alpha_is_straight_and_lies_on_a_background(pydiffvg):
     shape = pydiffvg.Rect(torch.tensor([10.5, 10.0]), torch.tensor([30.0, 30.0]))
     group = pydiffvg.ShapeGroup(torch.tensor([0]), torch.tensor(INK))
     image = render(pydiffvg, [shape], [group])
     assert image[20, 20].tolist() == pytest.approx(INK)
-    assert image[20, 10].tolist() == pytest.approx([*INK[:3], INK[3] / 2])  # half covered
+    assert image[20, 10].tolist() == pytest.approx([*INK[:3], INK[3] / 2], abs=1e-4)  # half covered
     assert image[20, 40].tolist() == [0, 0, 0, 0]
     behind = torch.tensor([1.0, 0.5, 0.0, 1.0]).expand(SIDE, SIDE, 4)
     image = render(pydiffvg, [shape], [group], background=behind)
@@ -504,6 +522,9 @@ def test_bad_input_is_named(pydiffvg, tmp_path):
         bad = pydiffvg.Circle(t(torch.nan), circle.center)
         pydiffvg.save_svg(file, SIDE, SIDE, [bad], [group])
     assert not file.exists()
+    file.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="100%"/>')
+    with pytest.raises(ClipagError, match="does not say how large"):
+        pydiffvg.svg_to_scene(file)
     for text in ("no XML", "<html/>"):
         file.write_text(text)
         with pytest.raises(ClipagError, match="is not SVG"):

@@ -6,9 +6,10 @@ the default one, no `OptimizableSvg`, and no strokes of changing width.
 
 Two things differ on purpose. diffvg throws `num_samples` random points into each pixel; here the
 same grid of samples has its coverage computed, so that nothing is random and `seed` is not used.
-And where a shape covers a pixel in part, diffvg averages its colour with the black of samples that
-hit nothing, and scripts that multiply by alpha then draw dark fringes; here the colour is the
-shape's own, with the alpha that fits.
+And where a shape covers a pixel in part, with no background, diffvg averages its colour with the
+black of samples that hit nothing: scripts that then multiply by alpha draw dark fringes. Here the
+colour is the shape's own, and what such scripts draw is what the SVG shows. Scripts that compare
+RGBA as it is see harder edges in the colours than diffvg's, and the same alpha.
 """
 
 import time
@@ -57,8 +58,9 @@ __all__ = [
     "svg_to_scene",
 ]
 
-# Colours fade with alphas below this, an invisible one, where dividing by alpha would blow up.
-_LEAST_ALPHA = 1e-3
+# Below this alpha colours fade to black. On any background that changes a picture by less than one
+# of 256 levels, and the gradient of colour / alpha stays bounded.
+_LEAST_ALPHA = 1 / 64
 
 
 @dataclass

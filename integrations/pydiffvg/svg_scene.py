@@ -34,7 +34,7 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         pixels where there is none; the shapes; a group for each element.
 
     Raises:
-        ClipagError: the file is not SVG, or svgelements is missing.
+        ClipagError: the file is not SVG or does not say its size, or svgelements is missing.
         OSError: the file cannot be read.
     """
     svg = _svgelements()
@@ -48,6 +48,11 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
     if len(box) == 4:
         root.set("width", box[2])
         root.set("height", box[3])
+    elif any(root.get(side, "%").endswith("%") for side in ("width", "height")):
+        raise ClipagError(
+            f"{filename} does not say how large it is: give its <svg> a viewBox, or a width and a "
+            "height."
+        )
     text = ElementTree.tostring(root, encoding="unicode")
     drawing = svg.SVG.parse(StringIO(text), reify=False)
     paints = _Paints(svg, root, (drawing.width, drawing.height))
