@@ -72,7 +72,11 @@ def ascend(
             better = reached < result.losses
             result.images[better] = shown[better]
             result.losses[better] = reached[better]
-            bar.set_postfix(similarity=f"{-reached.mean().item():.3f}")
+            mean = reached.mean().item()
+            if guide.spherical:
+                bar.set_postfix(distance=f"{mean:.3f}")
+            else:
+                bar.set_postfix(similarity=f"{-mean:.3f}")
             if (callback is not None and callback(step, shown, reached)) or step == steps:
                 break
             optimizer.zero_grad()

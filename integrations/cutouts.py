@@ -83,9 +83,11 @@ class Cutouts:
             views = torch.cat([resample(self._crop(image, size), size) for _ in range(self.count)])
         if self.method == "original":
             return views
-        views = _distortion(self.method, tuple(self.augments), size)(views)
+        distort = _distortion(self.method, tuple(self.augments), size)
+        views = distort(views)
         strength = torch.rand(self.count, 1, 1, 1).to(views) * NOISE
-        return views + strength * torch.randn(views.shape).to(views)
+        noisy: Tensor = views + strength * torch.randn(views.shape).to(views)
+        return noisy
 
     def _crop(self, image: Tensor, size: int) -> Tensor:
         height, width = image.shape[-2:]

@@ -19,8 +19,6 @@ from ..errors import ClipagError
 from . import rot
 from .patching import Patches
 
-BUILD = "taming-transformers-rom1504==0.0.6"  # the newest on PyPI
-
 
 @cache
 def taming(name: str) -> ModuleType:
@@ -39,7 +37,7 @@ def taming(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             raise ClipagError(
                 f"A VQGAN is taming-transformers' own model, and {error.name} is not installed: "
-                f"pip install {BUILD} einops requests."
+                "pip install 'clipag-plugins[vqgan]'."
             ) from error
         if name == "models.vqgan":
             # The oldest build has none: the shim brings one, which is found only in here.

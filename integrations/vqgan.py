@@ -5,6 +5,7 @@ Guidance", ECCV 2022. The model is taming-transformers' own; its gradient reache
 the choice of codes, straight through.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .cutouts import Cutouts
 from .prompts import Prompt, parse_prompts, parse_scenes
 
 STEPS = 200
+RATE = 0.1
 
 
 def draw(
@@ -37,11 +39,11 @@ def draw(
     size: tuple[int, int] = (INPUT_RESOLUTION, INPUT_RESOLUTION),
     views: MakeViews | None = None,
     init: str | Path = "noise",
-    rate: float = 0.1,
+    rate: float = RATE,
     change_every: int | None = None,
     prefix: str = "",
     truncate: bool = False,
-    callback: Callback | None = None,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Ascent:
     """Draw a prompt with a VQGAN, guided by the spherical distance.
@@ -62,7 +64,7 @@ def draw(
             out among the scenes.
         prefix: put before every text.
         truncate: cut texts of more than 77 tokens instead of refusing them.
-        callback: called by the loop as `ascend` says; steps are counted over all scenes.
+        callbacks: called by the loop as `ascend` says; steps are counted over all scenes.
         progress: show a progress bar a scene.
 
     Returns:
@@ -88,8 +90,9 @@ def draw(
     optimizer = canvas.optimizer()  # one for all scenes: the picture goes on moving
     done = 0
 
-    def report(step: int, images: Tensor, losses: Tensor) -> bool | None:
-        return callback(done + step, images, losses) if callback is not None else None
+    def report(step: int, images: Tensor, losses: Tensor) -> bool:
+        answers = [callback(done + step, images, losses) for callback in callbacks]
+        return any(answers)
 
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: views draw from it on every device.
@@ -238,8 +241,8 @@ def starting_latent(
     if init == "pixels":
         image = torch.rand(3, rows * side, columns * side, generator=generator)
     elif init == "gradient":
-        ends = torch.rand(2, 3, 1, 1, generator=generator)
-        image = torch.lerp(*ends, torch.linspace(0, 1, rows * side)[:, None])
+        top, bottom = torch.rand(2, 3, 1, 1, generator=generator)
+        image = torch.lerp(top, bottom, torch.linspace(0, 1, rows * side)[:, None])
         image = image.expand(3, -1, columns * side)
     else:
         image = _as_image(Path(init), (columns * side, rows * side))
