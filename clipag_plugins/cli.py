@@ -334,12 +334,18 @@ def _vqgan(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> int:
     from . import hub
+    from .integrations import vqgan_weights
 
     if options.name is None:
         width = max(map(len, hub.MODELS))
         for name, source in hub.MODELS.items():
             place = "embedded" if source.embedded else "cached" if hub.is_cached(name) else ""
             print(f"{name:{width}}  {source.megabytes:5} MB  {source.threat_model:14}  {place}")
+        print(f"{vqgan_weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
+        for name, address in vqgan_weights.VQGANS.items():
+            place = "cached" if vqgan_weights.is_cached(name) else ""
+            size = f"{address.megabytes:5} MB" if address.megabytes else ""
+            print(f"{name:{width}}  {size:8}  {'VQGAN':14}  {place}")
         return 0
     if options.name not in hub.MODELS:
         raise ClipagError(f"There is no model {options.name!r}; known are {', '.join(hub.MODELS)}.")
@@ -351,8 +357,10 @@ def _models(options: argparse.Namespace) -> int:
 
 def _pull(options: argparse.Namespace) -> int:
     from . import hub
+    from .integrations import vqgan_weights
 
-    print(hub.pull(options.name))
+    known = options.name in vqgan_weights.VQGANS
+    print(vqgan_weights.pull_vqgan(options.name) if known else hub.pull(options.name))
     return 0
 
 

@@ -28,7 +28,7 @@ VQGAN: dict[str, Any] = {
             "in_channels": 3,
             "out_ch": 3,
             "ch": 32,
-            "ch_mult": [1, 1, 2, 4],
+            "ch_mult": [1, 1, 2, 2],
             "num_res_blocks": 1,
             "attn_resolutions": [],
             "dropout": 0.0,

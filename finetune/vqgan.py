@@ -29,9 +29,9 @@ from . import checkpoint, corpus
 from .image import Pictures
 from .recipe import MINI, VQGAN
 
-SIDE, BATCH, STEPS = 64, 8, 2600
+SIDE, BATCH, STEPS = 48, 8, 2000
 RATE, LAST_RATE, WARM_UP = 5e-4, 2e-5, 50
-ADVERSARY = 1500  # the step from which the discriminator counts
+ADVERSARY = 0.65  # share of the steps after which the discriminator counts
 FEATURES = 0.3  # weight of the features' distance beside that of the pixels, whose weight is 1
 EVERY = 50  # steps between moves of unused codes, and between checkpoints
 
@@ -59,7 +59,7 @@ class FeatureDistance(nn.Module):
         return distance
 
 
-def build(work: Path) -> Any:
+def build(work: Path, steps: int) -> Any:
     """Build taming's model and its loss, untrained."""
     losses = taming("modules.losses.vqperceptual")
     tower, _ = build_towers(MINI)
@@ -69,7 +69,7 @@ def build(work: Path) -> Any:
     without = {"target": "torch.nn.Identity"}
     model = taming("models.vqgan").VQModel(**VQGAN["params"], lossconfig=without)
     model.loss = losses.VQLPIPSWithDiscriminator(
-        disc_start=ADVERSARY, disc_num_layers=2, disc_ndf=32, disc_weight=0.3,
+        disc_start=int(ADVERSARY * steps), disc_num_layers=2, disc_ndf=32, disc_weight=0.3,
         perceptual_weight=FEATURES,
     )  # fmt: skip
     return model
@@ -124,7 +124,7 @@ def train(work: Path, seed: int, steps: int) -> None:
     pictures = Pictures(torch.tensor(pixels), corpus.SIZE)
     in_split = {s: [row.index for row in rows if row.split == s] for s in ("train", "test")}
     training, held_out = torch.tensor(in_split["train"]), torch.tensor(in_split["test"])
-    model = build(work)
+    model = build(work, steps)
     discriminator = model.loss.discriminator
     drawing = [p for name, p in model.named_parameters() if not name.startswith("loss.")]
     optimizer = torch.optim.Adam(drawing, RATE, betas=(0.5, 0.9))
@@ -154,7 +154,7 @@ def train(work: Path, seed: int, steps: int) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(drawing, 1.0)
         optimizer.step()
-        if step >= ADVERSARY:
+        if step >= model.loss.discriminator_iter_start:
             against, _ = model.loss(quant_loss, images, back.detach(), 1, step)
             adversary.zero_grad()
             against.backward()

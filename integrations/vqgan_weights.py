@@ -110,7 +110,7 @@ def pull_vqgan(name: str) -> Path:
     Raises:
         ClipagError: it cannot be had, or is not what it should be.
     """
-    address, folder = VQGANS[name], download.cache_folder() / "vqgan" / name
+    address, folder = VQGANS[name], _folder(name)
     weights = folder / OURS[1]
     if not weights.is_file():
         config = download.web_file(address.config, folder / OURS[0])
@@ -120,6 +120,26 @@ def pull_vqgan(name: str) -> Path:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
         fetched.unlink()  # most of it is the optimiser's, the loss' and the transformer's
     return folder
+
+
+def is_cached(name: str) -> bool:
+    """Say whether a VQGAN of `VQGANS` works without a download."""
+    return (_folder(name) / OURS[1]).is_file()
+
+
+def _folder(name: str) -> Path:
+    return download.cache_folder() / "vqgan" / name
+
+
+def write_embedded(path: Path) -> None:
+    """Write the embedded VQGAN as scripts want theirs: `path`, a .ckpt, and a .yaml beside it."""
+    params = hub.embedded_config()["vqgan"]["model_cfg"]["params"]
+    loss = {"target": "taming.modules.losses.vqperceptual.DummyLoss"}
+    config = {"target": "taming.models.vqgan.VQModel", "params": {**params, "lossconfig": loss}}
+    with write_beside(path) as temporary:
+        torch.save({"state_dict": load_vqgan().state_dict()}, temporary)
+    with write_beside(path.with_suffix(".yaml")) as temporary:
+        temporary.write_text(yaml.safe_dump({"model": config}), encoding="utf-8")
 
 
 def _files(place: str | Path) -> tuple[Path, Path]:
