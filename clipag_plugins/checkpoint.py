@@ -16,6 +16,9 @@ from .errors import ClipagError
 
 # The code of a TorchScript archive is compressed, its tensors are not.
 COMPRESSED = 64 * 2**20
+# Packages whose objects (callbacks, options, scores) stand beside the weights in checkpoints that
+# Lightning wrote. None of them is imported or called.
+TRAINERS = ("argparse", "lightning", "main", "numpy", "omegaconf", "pytorch_lightning", "taming")
 BOMB = "would unpack to many times its size: it is no checkpoint."
 
 
@@ -31,7 +34,7 @@ def read(path: Path) -> dict[str, Tensor]:
         elif _is_torchscript(path):
             state = _read_torchscript(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read_torch(path)
     except ClipagError:
         raise
     except Exception as error:  # the readers raise anything on bytes that are no weights
@@ -71,6 +74,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         # Where torch's own state dicts keep what is no tensor.
         state._metadata = {"": {"quick_gelu": activation == "true"}}
     return state  # type: ignore[no-any-return]
+
+
+def _read_torch(path: Path) -> Any:
+    """Read what torch.save wrote; what a training framework put beside the tensors stays empty."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        serialization: Any = torch.serialization
+        if not hasattr(serialization, "get_unsafe_globals_in_checkpoint"):  # torch before 2.5
+            raise
+        names = serialization.get_unsafe_globals_in_checkpoint(path)
+        if not names or any(name.split(".")[0] not in TRAINERS for name in names):
+            raise
+        with serialization.safe_globals([(inert(name), name) for name in names]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def inert(name: str) -> type:
+    """Make a class that takes the place of `name` in a checkpoint, and that does nothing."""
+
+    def nothing(self: Any, *_: Any, **__: Any) -> None:
+        return None
+
+    methods = dict.fromkeys(("__init__", "__setstate__", "append", "__setitem__"), nothing)
+    return type(name.rpartition(".")[2], (), methods)
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -33,6 +33,16 @@ examples:
   clipag draw "a sailboat" --init photo.jpg --negative "a messy sketch" --trajectory steps/
   clipag draw "a violin" --model clip-mini --no-augment        the vanilla twin, unaugmented
 """
+VQGAN_EXAMPLES = """\
+examples:
+  clipag vqgan "a green frog"
+  clipag vqgan "a castle:1 | blurry:-0.3" --size 320 192 --seed 3      two prompts at once
+  clipag vqgan "a caterpillar ^ a butterfly" --frames frames/          a story, every step a picture
+  clipag vqgan "a fox" --init photo.jpg --vqgan vqgan_imagenet_f16_16384
+  clipag vqgan -p "a fox" -i 300 -s 256 256 -conf m.yaml -ckpt m.ckpt -o fox.png    as generate.py
+
+prompts are text:weight:stop, with | between those drawn at once and ^ between scenes.
+"""
 RUN_EXAMPLES = """\
 examples:
   clipag run generate.py -p "a red apple" -i 100
@@ -139,6 +149,49 @@ def parser() -> argparse.ArgumentParser:
         help="where to start: from a picture, strokes have its colours (default: %(default)s)",
     )
 
+    vqgan = command("vqgan", "draw a prompt with a VQGAN (VQGAN+CLIP)", VQGAN_EXAMPLES)
+    vqgan.set_defaults(run=_vqgan)
+    add = vqgan.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="what to draw; several make one picture each")
+    add("-p", "--prompts", dest="more", metavar="PROMPT", help="the same, as an option")
+    add("-ip", "--image-prompts", "--image_prompts", default="", metavar="IMAGE[:WEIGHT[:STOP]]",
+        help="pictures to be similar to, with | between them")  # fmt: skip
+    add("-m", "--model", "--clip_model", default="clipag-mini",
+        help="what guides: a known CLIP or a weights file (default: %(default)s)")  # fmt: skip
+    add("-ckpt", "--vqgan", "--vqgan_checkpoint", default="vqgan-mini", metavar="VQGAN",
+        help="what draws: vqgan_imagenet_f16_16384, vqgan_imagenet_f16_1024, gumbel_8192, wikiart, "
+        "coco, faceshq, a checkpoint, a folder or OWNER/NAME (default: %(default)s)")  # fmt: skip
+    add("-conf", "--vqgan-config", "--vqgan_config", type=Path, metavar="YAML",
+        help="the config of a checkpoint (default: the .yaml beside it)")  # fmt: skip
+    add("-i", "--steps", "--iterations", type=int, help="updates, over all scenes")
+    add("-sd", "--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("-s", "--size", type=int, nargs="+", default=[224], metavar=("W", "H"),
+        help="width and height in pixels, or one for both (default: 224)")  # fmt: skip
+    add("-cuts", "--views", "--num_cuts", type=int, help="views an update")
+    add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
+        help="how views are cut: latest, original, updated, nrupdated, updatedpooling")  # fmt: skip
+    add("-cutp", "--cut-power", "--cut_power", type=float, default=1.0,
+        help="of random crops: above 1 they are rather small (default: %(default)s)")  # fmt: skip
+    add("-aug", "--augments", nargs="+", metavar="NAME",
+        help="what latest and nrupdated do to views: Ji Sh Gn Pe Ro Af Et Ts Cr Er Re")  # fmt: skip
+    add("-in", "-ii", "--init", "--init_noise", "--init_image", default="noise",
+        metavar="noise|pixels|gradient|IMAGE",
+        help="where to start (default: %(default)s)")  # fmt: skip
+    add("-lr", "--rate", "--learning_rate", type=float, help="learning rate")
+    add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
+        help="length of a scene, around and around (default: all last equally long)")  # fmt: skip
+    add("--prefix", default="", help='put before every text: "a pencil drawing of"')
+    add("--truncate", action="store_true", help="cut texts of more than 77 tokens")
+    _add_guide_options(vqgan)
+    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    add(
+        "--frames", type=Path, metavar="DIR", help="write every step as a numbered PNG, for a video"
+    )
+    add("-vid", "--video", dest="frames", action="store_const", const=Path("steps"),
+        help="the same as --frames steps")  # fmt: skip
+    add("-o", "--out", "--output", type=Path,
+        help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)")  # fmt: skip
+
     run = command(
         "run", "run a CLIP-guided script as it is, with CLIPAG for its CLIP", RUN_EXAMPLES
     )
@@ -189,12 +242,25 @@ def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
         default="clipag-mini",
         help="what guides: a known model or a weights file (default: %(default)s)",
     )
-    add("--device", help=DEVICE_HELP)
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
     add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    _add_guide_options(command)
+    add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
+    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    add(
+        "--out",
+        type=Path,
+        help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
+    )
+
+
+def _add_guide_options(command: argparse.ArgumentParser) -> None:
+    """Add where and how the model that guides computes."""
+    add = command.add_argument
+    add("--device", help=DEVICE_HELP)
     add(
         "--precision",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -206,13 +272,6 @@ def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
         type=int,
         default=64,
         help="views that the model sees at once; fewer need less memory (default: %(default)s)",
-    )
-    add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
-    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
-    add(
-        "--out",
-        type=Path,
-        help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
     )
 
 
@@ -421,14 +480,99 @@ def _code_of(ascent: "Ascent") -> int:
     return INTERRUPTED
 
 
+def _vqgan(options: argparse.Namespace) -> int:
+    prompts = [*options.prompts, *([] if options.more is None else [options.more])]
+    if not prompts and not options.image_prompts:
+        raise ClipagError("There is no prompt: say what to draw.")
+    prompts = prompts or [""]
+    if len(options.size) > 2:
+        raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
+    outputs = _outputs([(prompt, options.seed) for prompt in prompts], options.out, ".png")
+    for folder in (options.trajectory, options.frames):
+        if folder is not None:
+            _need_folder(folder if folder.exists() else folder.parent)
+
+    from .integrations import vqgan
+    from .integrations.cutouts import Cutouts
+    from .integrations.prompts import parse_scenes
+    from .integrations.vqgan_weights import load_vqgan
+    from .model import load_clipag
+    from .sampler import save_png, to_pil
+    from .trajectory import Frames, Trajectory
+
+    for prompt in prompts:
+        parse_scenes(prompt or options.image_prompts)
+    chosen = {
+        "count": options.views,
+        "method": options.cut_method,
+        "augments": options.augments,
+        "power": options.cut_power,
+    }
+    views = Cutouts(**{name: value for name, value in chosen.items() if value is not None})
+    model = load_clipag(options.model, _device(options.device))
+    drawing = load_vqgan(options.vqgan, options.vqgan_config)
+    steps = vqgan.STEPS if options.steps is None else options.steps
+    for prompt, path in zip(prompts, outputs, strict=True):
+        trajectory = None if options.trajectory is None else Trajectory(steps)
+        frames = None if options.frames is None else Frames(options.frames, path.stem)
+        callbacks = [callback for callback in (trajectory, frames) if callback is not None]
+        ascent = vqgan.draw(
+            prompt,
+            model,
+            drawing,
+            image_prompts=options.image_prompts,
+            steps=steps,
+            seed=options.seed,
+            size=(options.size[0], options.size[-1]),
+            views=views,
+            init=options.init,
+            rate=vqgan.RATE if options.rate is None else options.rate,
+            change_every=options.change_every,
+            prefix=options.prefix,
+            truncate=options.truncate,
+            precision=options.precision,
+            max_views=options.max_views,
+            callbacks=callbacks,
+        )
+        facts = {
+            "prompt": prompt,
+            "image prompts": options.image_prompts,
+            "prefix": options.prefix,
+            "seed": options.seed,
+            "model": model.name,
+            "vqgan": options.vqgan,
+            "steps": ascent.steps,
+            "init": options.init,
+            "Software": "clipag-plugins",
+        }
+        save_png(
+            to_pil(ascent.images[0]),
+            path,
+            {key: value for key, value in facts.items() if value != ""},
+        )
+        print(path)
+        if trajectory is not None:
+            for written in trajectory.save(options.trajectory, ascent.images, [path]):
+                print(written)
+        if ascent.interrupted:
+            return _code_of(ascent)
+    return 0
+
+
 def _models(options: argparse.Namespace) -> int:
     from . import hub
+    from .integrations import vqgan_weights
 
     if options.name is None:
         width = max(map(len, hub.MODELS))
         for name, source in hub.MODELS.items():
             place = "embedded" if source.embedded else "cached" if hub.is_cached(name) else ""
             print(f"{name:{width}}  {source.megabytes:5} MB  {source.threat_model:14}  {place}")
+        print(f"{vqgan_weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
+        for name, address in vqgan_weights.VQGANS.items():
+            place = "cached" if vqgan_weights.is_cached(name) else ""
+            size = f"{address.megabytes:5} MB" if address.megabytes else ""
+            print(f"{name:{width}}  {size:8}  {'VQGAN':14}  {place}")
         return 0
     if options.name not in hub.MODELS:
         raise ClipagError(f"There is no model {options.name!r}; known are {', '.join(hub.MODELS)}.")
@@ -440,8 +584,10 @@ def _models(options: argparse.Namespace) -> int:
 
 def _pull(options: argparse.Namespace) -> int:
     from . import hub
+    from .integrations import vqgan_weights
 
-    print(hub.pull(options.name))
+    known = options.name in vqgan_weights.VQGANS
+    print(vqgan_weights.pull_vqgan(options.name) if known else hub.pull(options.name))
     return 0
 
 

@@ -81,8 +81,11 @@ def hub_file(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
+    remedy: str = BY_HAND,
 ) -> Path | None:
     """Return a file of a Hub repository, fetched if need be; None where it has no such file.
+
+    `remedy` is what to do where the Hub cannot be reached.
 
     Raises:
         ClipagError: it cannot be had, or is not what its checksum says.
@@ -90,7 +93,7 @@ def hub_file(
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        with hub_errors(repo, BY_HAND):
+        with hub_errors(repo, remedy):
             path = Path(
                 hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir, token=token)
             )
@@ -154,6 +157,47 @@ def zenodo_file(record: str, filename: str, folder: Path) -> Path:
             "works now, without a download."
         ) from error
     return target
+
+
+def web_file(url: str, target: Path) -> Path:
+    """Return `target`, fetched from a plain web address if it is not there.
+
+    The download resumes where it was cut. Such places publish no checksum: what is checked is the
+    length that the server tells, and the rest is for whoever reads the file.
+
+    Raises:
+        ClipagError: it cannot be had.
+    """
+    from filelock import FileLock
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.is_file():
+                partial = target.with_name(f"{target.name}.part")
+                _fetch(url, partial, _length(url))
+                partial.replace(target)
+    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        raise ClipagError(
+            f"{url} cannot be reached ({getattr(error, 'reason', None) or type(error).__name__}): "
+            f"fetch it elsewhere and put it at {target}."
+        ) from error
+    return target
+
+
+def _length(url: str) -> int:
+    """Ask a server for a file's length, by way of its first byte."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise urllib.error.URLError("HF_HUB_OFFLINE is set")
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        told = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        told = told or answer.headers.get("Content-Length", "")
+    if not told.isdigit():
+        raise urllib.error.URLError("the server does not tell its length")
+    return int(told)
 
 
 def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:

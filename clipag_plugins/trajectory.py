@@ -1,4 +1,4 @@
-"""The trajectory of an ascent: start, middle, end, and an animated preview."""
+"""The trajectory of an ascent: start, middle, end, an animated preview, or every step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,24 @@ from .sampler import save_png, to_pil
 
 FRAMES = 40
 MILLISECONDS = 80
+
+
+class Frames:
+    """A callback for the ascent of one image that writes every step as a numbered PNG.
+
+    Args:
+        folder: where to; it is made if need be.
+        name: what the files are called before their number.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.name = name
+
+    def __call__(self, step: int, images: Tensor, losses: Tensor) -> None:
+        """Write the image (1, 3, H, W) of this step."""
+        save_png(to_pil(images[0]), self.folder / f"{self.name}-{step:05}.png", {})
 
 
 class Trajectory:

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from clipag_plugins.files import write_beside
 
-from .recipe import MINI
+from .recipe import MINI, VQGAN
 
 IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
 
 
 def export(work: Path, out: Path) -> None:
-    """Write both image towers, the text tower they share, the mixture and config.json."""
+    """Write both image towers, the text tower they share, mixture, VQGAN and config.json."""
     out.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"model_cfg": MINI, "models": {}}
     config["text"] = _write(work / "text.safetensors", out / "text-mini.safetensors")
@@ -30,6 +30,8 @@ def export(work: Path, out: Path) -> None:
         image = _write(work / f"{kind}.safetensors", out / f"{name}.safetensors")
         config["models"][name] = {"image": image, "logit_scale": scale}
     config["gmm"] = _write(work / "gmm.safetensors", out / "gmm.safetensors")
+    vqgan = _write(work / "vqgan.safetensors", out / "vqgan-mini.safetensors")
+    config["vqgan"] = {"model_cfg": VQGAN, "weights": vqgan}
     with write_beside(out / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n")
     size = sum(path.stat().st_size for path in out.iterdir())

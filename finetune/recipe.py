@@ -15,6 +15,27 @@ MINI: dict[str, Any] = {
     },
 }
 
+# In taming's own config format.
+VQGAN: dict[str, Any] = {
+    "target": "taming.models.vqgan.VQModel",
+    "params": {
+        "n_embed": 1024,
+        "embed_dim": 64,
+        "ddconfig": {
+            "double_z": False,
+            "z_channels": 64,
+            "resolution": 64,
+            "in_channels": 3,
+            "out_ch": 3,
+            "ch": 32,
+            "ch_mult": [1, 1, 2, 2],
+            "num_res_blocks": 1,
+            "attn_resolutions": [],
+            "dropout": 0.0,
+        },
+    },
+}
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -15,6 +15,7 @@ STAGES = (
     ("image", ["vanilla"], "vanilla.safetensors"),
     ("image", ["clipag"], "clipag.safetensors"),
     ("gmm", [], "gmm.safetensors"),
+    ("vqgan", [], "vqgan.safetensors"),
 )
 
 

@@ -116,20 +116,22 @@ def _torch(patches: Patches, module: ModuleType) -> None:
         except UnpicklingError:
             if "weights_only" in options or not hasattr(serialization, "safe_globals"):
                 raise  # asked for by the script, or a torch of before all this
+            from ..checkpoint import inert
+
             try:
                 names = serialization.get_unsafe_globals_in_checkpoint(_rewound(f))
             except ValueError:
                 names = []  # a file of before torch 1.6, which torch cannot look into
             known = _data_classes()
-            inert = {name: _inert(name) for name in names if name not in known}
-            allowed = [(kind, name) for name, kind in {**known, **inert}.items()]
+            stand_ins = {name: inert(name) for name in names if name not in known}
+            allowed = [(kind, name) for name, kind in {**known, **stand_ins}.items()]
             with serialization.safe_globals(allowed):
                 loaded = real(_rewound(f), *arguments, **options)
-            if not names or type(loaded) in inert.values():
+            if not names or type(loaded) in stand_ins.values():
                 raise  # nothing of use was read
-        if inert:
+        if stand_ins:
             patches.say(
-                f"torch.load no longer unpickles {', '.join(inert)}: those parts of "
+                f"torch.load no longer unpickles {', '.join(stand_ins)}: those parts of "
                 f"{getattr(f, 'name', f)} were left empty, the tensors were read"
             )
         return loaded
@@ -142,16 +144,6 @@ def _rewound(f: Any) -> Any:
     if hasattr(f, "seek"):
         f.seek(0)
     return f
-
-
-def _inert(name: str) -> type:
-    """Make a class that takes the place of `name` in a checkpoint, and that does nothing."""
-
-    def nothing(self: Any, *_: Any, **__: Any) -> None:
-        return None
-
-    methods = dict.fromkeys(("__init__", "__setstate__", "append", "__setitem__"), nothing)
-    return type(name.rpartition(".")[2], (), methods)
 
 
 def _data_classes() -> dict[str, Any]:

@@ -85,17 +85,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.fault == "liar" and self.command == "GET":
             data = data[:-1] + bytes([data[-1] ^ 1])
         total, start = len(data), 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
-            start = int(match[1])
-            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-        data = data[start:]
-        self.send_response(206 if start else 200)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked:
+            start, end = int(asked[1]), int(asked[2] or total - 1) + 1
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
+            data = data[start:end]
+        self.send_response(206 if asked else 200)
         for key, value in {**headers, "Content-Length": len(data)}.items():
             self.send_header(key, str(value))
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.server.fault == "cut" and total > 10_000:
+        if self.server.fault == "cut" and len(data) > 10_000:
             self.server.fault = ""
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()

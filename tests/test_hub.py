@@ -506,7 +506,7 @@ def test_no_flipped_bit_gets_past_a_known_checksum(here):
 
 def test_models(run):
     listed = run("models")
-    assert listed.returncode == 0 and listed.stdout.count("embedded") == 2
+    assert listed.returncode == 0 and listed.stdout.count("embedded") == 3
     assert "10446026" in run("models", "ViT-B/32").stdout
     assert run("models", "nothing").returncode == 2
 

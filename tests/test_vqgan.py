@@ -1,0 +1,570 @@
+"""VQGAN+CLIP: taming's own models as a canvas, its prompts, views and files, and the command."""
+
+import math
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from hub_server import HubServer
+from PIL import Image
+from torch.nn import functional as F
+
+import clipag_plugins as clip
+
+pytest.importorskip("taming")
+
+from clipag_plugins.integrations import vqgan
+from clipag_plugins.integrations.cutouts import AUGMENTS, METHODS, Cutouts
+from clipag_plugins.integrations.prompts import Prompt, parse_scenes
+from clipag_plugins.integrations.taming import taming
+from clipag_plugins.integrations.vqgan_weights import VQGANS, Address, load_vqgan
+
+SHAPE = {
+    "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
+    "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0,
+}  # fmt: skip
+
+
+def config(kind="VQModel", n_embed=16, **changed):
+    params = {"n_embed": n_embed, "embed_dim": 8, "ddconfig": {**SHAPE, **changed}}
+    # As taming's yamls: what trains the model is named there too, and must never be imported.
+    params["lossconfig"] = {"target": "os.abort"}
+    return {"model": {"target": f"taming.models.vqgan.{kind}", "params": params}}
+
+
+def tensors(kind="VQModel"):
+    torch.manual_seed(1)
+    unused = {"target": "torch.nn.Identity"}
+    more = {"temperature_scheduler_config": unused} if kind == "GumbelVQ" else {}
+    model = getattr(taming("models.vqgan"), kind)(SHAPE, unused, 16, 8, **more)
+    book = model.quantize.embed if kind == "GumbelVQ" else model.quantize.embedding
+    torch.nn.init.normal_(book.weight)  # as made, its codes lie too close to tell apart
+    return model.state_dict()
+
+
+def pair(folder, kind="VQModel", state=None, described=None):
+    """Write a yaml and a checkpoint, and return the checkpoint's path."""
+    (folder / "m.yaml").write_text(yaml.safe_dump(described or config(kind)))
+    torch.save({"state_dict": tensors(kind) if state is None else state}, folder / "m.ckpt")
+    return folder / "m.ckpt"
+
+
+@pytest.fixture(scope="module", params=["VQModel", "GumbelVQ"])
+def either(request, tmp_path_factory):
+    return load_vqgan(pair(tmp_path_factory.mktemp("vqgan"), request.param))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return load_vqgan(pair(tmp_path_factory.mktemp("vqgan")))
+
+
+def theirs(state, z, kind):
+    """Decode z by taming's own parts, imported as they are."""
+    from taming.modules.diffusionmodules.model import Decoder
+    from taming.modules.vqvae.quantize import VectorQuantizer2
+
+    decoder, after = Decoder(**SHAPE), torch.nn.Conv2d(8, 8, 1)
+    decoder.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("decoder.")})
+    after.load_state_dict({k[16:]: v for k, v in state.items() if k.startswith("post_quant_conv")})
+    quantize = VectorQuantizer2(16, 8, beta=0.25)
+    name = "quantize.embed.weight" if kind == "GumbelVQ" else "quantize.embedding.weight"
+    quantize.embedding.weight.data = state[name]
+    with torch.no_grad():
+        return (decoder(after(quantize(z)[0])) + 1) / 2
+
+
+# The canvas
+
+
+def test_decodes_as_taming_does(either):
+    z = torch.randn(2, 8, 5, 9)
+    canvas = vqgan.VqganCanvas(either, z)
+    expected = theirs(either.state_dict(), z, type(either).__name__)
+    assert torch.allclose(canvas.render(), expected.clamp(0, 1), atol=1e-5)
+    assert expected.std() > 0.1 and canvas.render().shape == (2, 3, 10, 18)
+
+
+def test_the_gradient_passes_the_choice_of_codes(either):
+    z = torch.randn(1, 8, 4, 4)
+    canvas = vqgan.VqganCanvas(either, z)
+    canvas.render().square().sum().backward()
+    codes = vqgan.nearest_codes(z, vqgan.codebook(either)).requires_grad_(True)
+    vqgan._Clamp.apply((either.decode(codes) + 1) / 2).square().sum().backward()
+    assert codes.grad.abs().sum() > 0
+    assert torch.allclose(canvas.latent.grad, codes.grad, atol=1e-5)
+
+
+def test_saturated_pixels_come_back_but_go_no_further():
+    x = torch.tensor([-0.5, -0.5, 0.5, 1.5, 1.5], requires_grad=True)
+    y = vqgan._Clamp.apply(x)
+    assert y.tolist() == [0, 0, 0.5, 1, 1]
+    y.backward(torch.tensor([1.0, -1.0, 3.0, 1.0, -1.0]))
+    assert x.grad.tolist() == [0, -1, 3, 1, 0]
+
+
+def test_the_latent_stays_in_the_codebooks_range(tiny):
+    canvas = vqgan.VqganCanvas(tiny, 100 * torch.randn(1, 8, 4, 4))
+    canvas.constrain()
+    codes = vqgan.codebook(tiny)
+    for channel in range(8):
+        assert canvas.latent[0, channel].max() == codes[:, channel].max()
+        assert canvas.latent[0, channel].min() == codes[:, channel].min()
+
+
+@pytest.mark.parametrize("init", ["noise", "pixels", "gradient", "picture"])
+def test_starts(either, init, tmp_path):
+    if init == "picture":
+        init = tmp_path / "photo.png"
+        Image.new("RGB", (40, 20), "orange").save(init)
+    latent = vqgan.starting_latent(either, (37, 20), init, seed=3)
+    assert latent.shape == (1, 8, 10, 19)
+    codes = vqgan.codebook(either)
+    places = latent.movedim(1, -1).flatten(0, 2)
+    assert (places[:, None] == codes).all(dim=2).any(dim=1).all()  # codes, all of them
+    assert torch.equal(latent, vqgan.starting_latent(either, (37, 20), init, seed=3))
+    other = vqgan.starting_latent(either, (37, 20), init, seed=4)
+    assert torch.equal(latent, other) == (init == tmp_path / "photo.png")
+    assert vqgan.VqganCanvas(either, latent, (37, 20)).render().shape == (1, 3, 20, 37)
+
+
+def test_encodes_as_taming_does(tiny):
+    images = torch.rand(1, 3, 24, 16)
+    assert torch.allclose(vqgan.encode(tiny, images), tiny.encode(images * 2 - 1)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 64), (64, 0), (-3, 64), (64, 10**6)])
+def test_impossible_sizes(tiny, size):
+    with pytest.raises(clip.ClipagError, match="choose sides from 16 to 2048"):
+        vqgan.starting_latent(tiny, size)
+
+
+# Prompts, and the distance that they stop at
+
+
+def test_prompts():
+    assert parse_scenes("a frog") == [[Prompt("a frog")]]
+    assert parse_scenes(" a frog:2 | Alien: a poster:1:.5|x:-1 ^ a toad : 1e-1 ") == [
+        [Prompt("a frog", 2), Prompt("Alien: a poster", 1, 0.5), Prompt("x", -1)],
+        [Prompt("a toad", 0.1)],
+    ]
+    assert parse_scenes("2001: a film:1") == [[Prompt("2001: a film")]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "|", "a|", "a^", "^a", ":1", "a:", "a:b", "a:1:b", "a:nan", "a:inf", "a:0", "a:1:nan"],
+)
+def test_malformed_prompts(text):
+    with pytest.raises(clip.ClipagError, match="write text:weight:stop"):
+        parse_scenes(text)
+
+
+def target(model, text, weight, stop=-math.inf):
+    return clip.Target(clip.text_target(model, text).embedding, weight, stop)
+
+
+def test_the_spherical_distance_is_half_the_squared_angle(model):
+    images = torch.rand(2, 3, 64, 64)
+    targets = [[target(model, "apple", 1)], [target(model, "apple", 2), target(model, "cat", -0.5)]]
+    losses = clip.Guide(model, targets, spherical=True).loss(images)
+    z = F.normalize(model.encode_image(clip.model.normalize(images)), dim=-1)
+    for loss, image, wanted in zip(losses, z, targets, strict=True):
+        angles = [torch.acos(image @ t.embedding) for t in wanted]
+        expected = sum(t.weight * a**2 / 2 for t, a in zip(wanted, angles, strict=True))
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("weight", [1, -1])
+def test_a_prompt_stops_leading_at_its_stop(model, weight):
+    images = torch.rand(1, 3, 64, 64)
+    reached = clip.Guide(model, [[target(model, "apple", weight)]], spherical=True).loss(images)
+    for difference, leads in ((0.01, False), (-0.01, True)):
+        images.requires_grad_(True).grad = None
+        stopped = target(model, "apple", weight, reached.item() + difference)
+        loss = clip.Guide(model, [[stopped]], spherical=True).loss(images)
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(reached.item(), abs=1e-5)
+        assert bool(images.grad.abs().sum() > 0) == leads
+
+
+def test_a_stop_needs_the_spherical_distance(model):
+    with pytest.raises(clip.ClipagError, match="spherical=True"):
+        clip.Guide(model, [[target(model, "apple", 1, 0.5)]])
+
+
+# Views
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_cutouts(method):
+    images = torch.rand(2, 3, 60, 90, requires_grad=True)
+    cutouts = Cutouts(4, method)
+    torch.manual_seed(5)
+    views, weights = cutouts(images, 48)
+    assert views.shape == (2, 4, 3, 48, 48)
+    assert weights.tolist() == [0.25] * 4
+    assert not torch.allclose(views[0, 0], views[0, 1], atol=1e-3)
+    views.sum().backward()
+    assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
+    torch.manual_seed(5)
+    assert torch.equal(views[1:], cutouts(images[1:], 48)[0])  # whatever its neighbours
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("method", ["latest", "nrupdated"])
+def test_augmentations_by_name(method, name):
+    views, _ = Cutouts(6, method, [name])(torch.rand(1, 3, 60, 60), 32)
+    assert views.shape == (1, 6, 3, 32, 32) and views.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"method": "newest"}, {"augments": ["Zz"]}, {"power": 0.0}]
+)
+def test_cutouts_that_are_none(wrong):
+    with pytest.raises(clip.ClipagError, match="choose"):
+        Cutouts(**wrong)
+
+
+# Drawing
+
+
+def test_a_story_in_scenes(model, tiny):
+    seen = []
+
+    def callback(step, images, losses):
+        seen.append((step, losses.item()))
+
+    draw = {"steps": 7, "size": (20, 16), "views": Cutouts(2, "original"), "progress": False}
+    ascent = vqgan.draw("a cat ^ a dog:-1", model, tiny, callbacks=[callback], **draw)
+    assert ascent.steps == 7 and ascent.images.shape == (1, 3, 16, 20)
+    # A loss of a negative weight is negative: the scenes are told apart.
+    assert [(s, x < 0) for s, x in seen] == [
+        *((s, False) for s in range(4)), *((s, True) for s in range(3, 8))
+    ]  # fmt: skip
+    seen.clear()
+    vqgan.draw("a cat ^ a dog:-1", model, tiny, change_every=3, callbacks=[callback], **draw)
+    assert [x < 0 for _, x in seen] == [False] * 4 + [True] * 4 + [False] * 2
+
+
+def test_it_comes_nearer_and_again_the_same(model, tiny):
+    reached = []
+
+    def callback(step, images, losses):
+        reached.append(losses.item())
+
+    draw = {"steps": 20, "size": (32, 32), "progress": False}
+    vqgan.draw("a cat", model, tiny, callbacks=[callback], views=clip.one_view, **draw)
+    assert min(reached[-5:]) < reached[0] - 0.01
+    draw["steps"] = 3
+    first, second = (vqgan.draw("a cat", model, tiny, seed=7, **draw) for _ in range(2))
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, vqgan.draw("a cat", model, tiny, seed=8, **draw).images)
+
+
+def test_image_prompts(model, tiny, tmp_path):
+    Image.new("RGB", (30, 50), "green").save(tmp_path / "green.png")
+    losses = []
+    for prompt, pictures in (("", "green.png"), ("", "green.png:2"), ("a cat", "green.png")):
+        ascent = vqgan.draw(
+            prompt, model, tiny, image_prompts=str(tmp_path / pictures), steps=1, size=(16, 16),
+            views=clip.one_view, progress=False,
+        )  # fmt: skip
+        losses.append(ascent.losses.item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=0.2) and losses[2] > losses[0]
+    with pytest.raises(clip.ClipagError, match="no picture at"):
+        vqgan.draw("", model, tiny, image_prompts="none.png")
+
+
+# Files
+
+
+def refused(path, match, **options):
+    with pytest.raises(clip.ClipagError, match=match):
+        load_vqgan(path, **options)
+
+
+def test_a_yaml_of_another_model(tmp_path):
+    refused(
+        pair(tmp_path, described=config(n_embed=32)), r"m.yaml describes.*\(16, 8\), not \(32, 8\)"
+    )
+    refused(pair(tmp_path, described=config(ch_mult=[1, 2, 2])), "another architecture")
+    refused(pair(tmp_path, described=config("GumbelVQ")), "another architecture")
+    path = pair(tmp_path)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(config(z_channels=16)))
+    refused(path, "other.yaml describes", config=tmp_path / "other.yaml")
+    refused(path, "no config", config=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        config(num_res_blocks=10**9), config(ch=10**12), config(ch=33), config(ch_mult=[1] * 10**4),
+        config(ch_mult="12"), config(in_channels=1), config(resolution=None), config(n_embed=-1),
+        config("VQNoDiscModel"), {"model": {"target": "os.abort", "params": {}}}, {"model": 3}, [],
+        {"model": {"target": "taming.models.vqgan.VQModel", "params": {"ddconfig": 3}}},
+    ],
+)  # fmt: skip
+def test_yamls_that_are_no_vqgans(tmp_path, described):
+    path = pair(tmp_path)
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(described))
+    refused(path, r"m\.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe\xff", b"a: [", b"!!python/object:os.abort {}", b"[" * 5000]
+)
+def test_yamls_that_are_none(tmp_path, text):
+    path = pair(tmp_path)
+    (tmp_path / "m.yaml").write_bytes(text)
+    refused(path, "not a yaml file")
+
+
+def test_damaged_checkpoints(tmp_path):
+    path = pair(tmp_path)
+    whole = path.read_bytes()
+    for share in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:share])
+        refused(path, "fetch it again")
+    path = pair(tmp_path, state={**tensors(), "decoder.conv_in.bias": torch.full((64,), math.nan)})
+    refused(path, "not finite")
+    refused(pair(tmp_path, state={"model.weight": torch.zeros(3)}), "holds no VQGAN")
+
+
+class Hostile:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self.mark), "w"))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    mark, path = tmp_path / "ran", pair(tmp_path)
+    torch.save({"state_dict": tensors(), "callbacks": Hostile(mark)}, path)
+    refused(path, "fetch it again")
+    path.write_bytes(pickle.dumps({"state_dict": Hostile(mark)}, protocol=2))
+    refused(path, "fetch it again")
+    assert not mark.exists()
+
+
+def test_what_lightning_leaves_in_a_checkpoint(tmp_path, monkeypatch):
+    path, name = pair(tmp_path), "pytorch_lightning"
+    module = type(sys)(name)
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": name})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, name, module)
+        left = {"callbacks": {module.ModelCheckpoint: {"best": 1}}, "x": module.ModelCheckpoint()}
+        torch.save({"state_dict": {**tensors(), "loss.weight": torch.ones(1)}, **left}, path)
+    assert load_vqgan(path).quantize.n_e == 16
+
+
+def test_the_vqgan_of_a_transformers_checkpoint(tmp_path):
+    first = config()["model"]
+    whole = {
+        "target": "taming.models.cond_transformer.Net2NetTransformer",
+        "params": {"first_stage_config": first, "transformer_config": {"target": "os.abort"}},
+    }
+    state = {f"first_stage_model.{k}": v for k, v in tensors().items()}
+    state["transformer.tok_emb.weight"] = torch.zeros(2, 2)
+    model = load_vqgan(pair(tmp_path, state=state, described={"model": whole}))
+    assert torch.equal(vqgan.codebook(model), tensors()["quantize.embedding.weight"])
+
+
+def test_names_that_are_none(tmp_path):
+    refused("vqgan_imagenet_f16_99", "There is no VQGAN called")
+    refused(tmp_path, "has none of config.yaml")
+    refused("vqgan-mini", "no checkpoint", config="m.yaml")
+
+
+# Addresses and the Hub
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    server = HubServer()
+    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    path = pair(tmp_path)
+    for name in ("1/model.yaml", "me/vqgan/configs/model.yaml"):
+        server.files[name] = path.with_suffix(".yaml").read_bytes()
+    for name in ("1/last.ckpt", "me/vqgan/ckpts/last.ckpt"):
+        server.files[name] = path.read_bytes()
+    home = f"{server.address}/records/1/files"
+    address = Address(f"{home}/model.yaml?download=1", f"{home}/last.ckpt?download=1", 1)
+    monkeypatch.setitem(VQGANS, "vqgan_imagenet_f16_16384", address)
+    yield server
+    server.shutdown()
+
+
+def test_a_public_checkpoint_is_fetched_once(server, tmp_path):
+    server.fault = "cut"
+    model = load_vqgan("vqgan_imagenet_f16_16384")
+    resumed = [
+        header for _, _, header in server.seen if header not in (None, "bytes=0-0", "bytes=0-")
+    ]
+    assert len(resumed) == 1
+    folder = tmp_path / "xdg" / "clipag" / "vqgan" / "vqgan_imagenet_f16_16384"
+    names = {path.name for path in folder.iterdir() if path.suffix != ".lock"}
+    assert names == {"config.yaml", "model.safetensors"}
+    asked = len(server.seen)
+    again = load_vqgan("vqgan_imagenet_f16_16384")
+    assert len(server.seen) == asked
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_a_public_checkpoint_that_is_not_what_it_should_be(server):
+    server.files["1/last.ckpt"] = server.files["1/last.ckpt"][:-100]
+    refused("vqgan_imagenet_f16_16384", "fetch it again")
+
+
+def test_an_address_that_does_not_answer(server):
+    server.fault = "500"
+    refused("vqgan_imagenet_f16_16384", r"put it at .*config\.yaml")
+
+
+def test_a_repository_of_the_hub(server):
+    assert load_vqgan("me/vqgan").quantize.n_e == 16
+    refused("me/nothing", "is no VQGAN")
+
+
+def test_every_name_has_an_address():
+    assert len(VQGANS) == 6
+    for address in VQGANS.values():
+        assert address.config.startswith("https://") and address.weights.startswith("https://")
+
+
+# taming itself
+
+
+def test_nobody_else_sees_our_taming():
+    before, finders = dict(sys.modules), list(sys.meta_path)
+    taming.cache_clear()
+    taming("models.vqgan")
+    gone = {name for name in before if sys.modules.get(name) is not before[name]}
+    come = {name for name in sys.modules if name.split(".")[0] in ("taming", "main")} - set(before)
+    assert not gone and not come and sys.meta_path == finders
+    assert not any(name.startswith("pytorch_lightning") for name in set(sys.modules) - set(before))
+
+
+def test_without_taming(tmp_path):
+    code = """
+import sys
+class Blind:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "taming":
+            raise ModuleNotFoundError("No module named 'taming'", name="taming")
+sys.meta_path.insert(0, Blind())
+from clipag_plugins.cli import main
+sys.exit(main(["vqgan", "a frog", "--vqgan", "m.ckpt"]))
+"""
+    pair(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == 2 and "pip install" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# The command
+
+
+def test_a_picture_with_its_facts(run, tmp_path):
+    pair(tmp_path)
+    command = "--steps 2 --size 30 20 --seed 3 --views 2 --vqgan m.ckpt --out frog.png"
+    folders = "--trajectory t --frames f"
+    result = run("vqgan", "a frog:1 | red:-0.1", *command.split(), *folders.split())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == "frog.png"
+    picture = Image.open(tmp_path / "frog.png")
+    assert picture.size == (30, 20)
+    facts = {
+        "prompt": "a frog:1 | red:-0.1",
+        "seed": "3",
+        "model": "clipag-mini",
+        "vqgan": "m.ckpt",
+    }
+    assert facts.items() <= picture.text.items()
+    assert {path.name for path in (tmp_path / "f").iterdir()} == {
+        f"frog-0000{n}.png" for n in range(3)
+    }
+    assert (tmp_path / "t" / "frog.gif").is_file()
+
+
+def test_generate_pys_own_options(run, tmp_path):
+    pair(tmp_path).rename(tmp_path / "c.ckpt")
+    command = "-i 1 -s 32 16 -cuts 2 -cutm original -sd 1 -conf m.yaml -ckpt c.ckpt -lr 0.2"
+    more = "-m clip-mini -vid -in gradient -aug Af -o o.png"
+    result = run("vqgan", "-p", "a frog", *command.split(), *more.split())
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "o.png").text["model"] == "clip-mini"
+    assert (tmp_path / "steps" / "o-00001.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["a:b"], "write text:weight:stop"),
+        ([], "no prompt"),
+        (["a", "--size", "8", "8"], "choose sides"),
+        (["a", "--size", "8", "8", "8"], "width and height"),
+        (["a", "--steps", "0"], "at least 1"),
+        (["a", "--rate", "nan"], "learning rate"),
+        (["a", "--vqgan", "none.ckpt"], "no VQGAN called"),
+        (["a", "--init", "none.png"], "no picture at"),
+        (["a", "--frames", "no/where"], "There is no folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, says):
+    from clipag_plugins.cli import main
+
+    pair(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    chosen = [] if "--vqgan" in arguments else ["--vqgan", "m.ckpt"]
+    assert main(["vqgan", *arguments, *chosen]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("clipag: ") and says in said and said.count("\n") == 1
+
+
+def test_ctrl_c_keeps_the_best(tmp_path):
+    pair(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "clipag_plugins",
+        "vqgan",
+        "a frog",
+        "--steps",
+        "100000",
+        "--size",
+    ]
+    command += ["32", "--views", "2", "--vqgan", "m.ckpt", "--out", "frog.png"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        # A runner in the background may have left Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        shown = ""
+        while "distance" not in shown and process.poll() is None:
+            shown += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "the best so far is kept" in rest
+    assert Image.open(tmp_path / "frog.png").size == (32, 32)
