@@ -29,10 +29,10 @@ from . import checkpoint, corpus
 from .image import Pictures
 from .recipe import MINI, VQGAN
 
-SIDE, BATCH, STEPS = 48, 8, 2000
+SIDE, BATCH, STEPS = 48, 8, 1900
 RATE, LAST_RATE, WARM_UP = 5e-4, 2e-5, 50
 ADVERSARY = 0.65  # share of the steps after which the discriminator counts
-FEATURES = 0.3  # weight of the features' distance beside that of the pixels, whose weight is 1
+FEATURES = 0.1  # weight of the features' distance beside that of the pixels, whose weight is 1
 EVERY = 50  # steps between moves of unused codes, and between checkpoints
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from PIL import ImageOps
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..ascent import Ascent, Callback, ascend
 from ..canvas import Canvas
 from ..errors import ClipagError
 from ..guide import Guide, MakeViews, Target, image_target, text_target
 from ..model import INPUT_RESOLUTION, ClipagModel
-from ..sampler import LARGEST, SMALLEST, read_picture
+from ..sampler import LARGEST, SMALLEST, read_picture, starting_images
 from .cutouts import Cutouts
 from .prompts import Prompt, parse_prompts, parse_scenes
 
@@ -60,7 +61,8 @@ def draw(
         seed: the same seed gives the same picture on the same machine.
         size: (width, height) in pixels.
         views: what the guide looks at; by default `Cutouts()`.
-        init: "noise", "pixels", "gradient" or a picture: see `starting_latent`.
+        init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
+            "pixels", "gradient" or a picture: see `starting_latent`.
         rate: learning rate of Adam.
         change_every: updates a scene, around and around; by default the steps are shared
             out among the scenes.
@@ -88,7 +90,8 @@ def draw(
     targets = [
         [_text_target(model, part, prefix, truncate) for part in scene] + shared for scene in scenes
     ]
-    latent = starting_latent(vqgan, size, init, seed).to(model.device)
+    start = _mixture_start(targets[0], model, size, seed) if init == "gmm" else init
+    latent = starting_latent(vqgan, size, start, seed).to(model.device)
     canvas = VqganCanvas(vqgan.to(model.device), latent, size, rate)
     optimizer = canvas.optimizer()  # one for all scenes: the picture goes on moving
     done = 0
@@ -121,6 +124,14 @@ def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tupl
     ends = [steps * (number + 1) // scenes for number in range(scenes)]
     scene = next(number for number, end in enumerate(ends) if end > done)
     return scene, ends[scene] - done
+
+
+def _mixture_start(
+    targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
+) -> Tensor:
+    """Return the image (3, S, S) that the pixel ascent towards these targets would start from."""
+    goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
+    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0]
 
 
 def _text_target(model: ClipagModel, prompt: Prompt, prefix: str, truncate: bool) -> Target:
@@ -221,7 +232,7 @@ def nearest_codes(latent: Tensor, codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def starting_latent(
-    model: nn.Module, size: tuple[int, int], init: str | Path = "noise", seed: int = 0
+    model: nn.Module, size: tuple[int, int], init: str | Path | Tensor = "noise", seed: int = 0
 ) -> Tensor:
     """Return a latent (1, embed_dim, h, w) that decodes to at least `size`.
 
@@ -229,7 +240,7 @@ def starting_latent(
         model: as `load_vqgan` returns it.
         size: (width, height) of the picture in pixels.
         init: "noise" (random codes), "pixels" (a picture of random pixels), "gradient" (a random
-            gradient of colour), or a picture to start from.
+            gradient of colour), or a picture to start from: a path, or (3, H, W) in [0, 1].
         seed: of all that is random.
 
     Raises:
@@ -243,10 +254,12 @@ def starting_latent(
     codes, side = codebook(model), stride(model)
     columns, rows = -(-width // side), -(-height // side)
     generator = torch.Generator().manual_seed(seed)
-    if init == "noise":
+    if isinstance(init, Tensor):
+        image = F.interpolate(init[None], (rows * side, columns * side), mode="bilinear")[0]
+    elif init == "noise":
         chosen = torch.randint(len(codes), (1, rows, columns), generator=generator)
         return codes[chosen.to(codes.device)].movedim(-1, 1)
-    if init == "pixels":
+    elif init == "pixels":
         image = torch.rand(3, rows * side, columns * side, generator=generator)
     elif init == "gradient":
         top, bottom = torch.rand(2, 3, 1, 1, generator=generator)

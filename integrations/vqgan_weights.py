@@ -96,7 +96,8 @@ def load_vqgan(name: str | Path = EMBEDDED, config: str | Path | None = None) ->
         return read_vqgan(*_files(pull_vqgan(known)))
     if path.is_file():
         return read_vqgan(path.with_suffix(".yaml") if config is None else Path(config), path)
-    if path.is_dir() or (re.fullmatch(hub.REPOSITORY, known) and path.suffix not in hub.FILES):
+    is_file = path.suffix in (*hub.FILES, ".ckpt")  # by its name, though there is none
+    if path.is_dir() or (re.fullmatch(hub.REPOSITORY, known) and not is_file):
         return read_vqgan(*_files(known))
     raise ClipagError(
         f"There is no VQGAN called {known!r}: name a checkpoint, a folder, or one of "
