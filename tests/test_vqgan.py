@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clipag_plugins as clip
+from clipag_plugins import hub
+from clipag_plugins.cli import main
 
 pytest.importorskip("taming")
 
@@ -21,7 +24,7 @@ from clipag_plugins.integrations import vqgan
 from clipag_plugins.integrations.cutouts import AUGMENTS, METHODS, Cutouts
 from clipag_plugins.integrations.prompts import Prompt, parse_scenes
 from clipag_plugins.integrations.taming import taming
-from clipag_plugins.integrations.vqgan_weights import VQGANS, Address, load_vqgan
+from clipag_plugins.integrations.vqgan_weights import VQGANS, Address, load_vqgan, write_embedded
 
 SHAPE = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
@@ -505,12 +508,12 @@ def test_a_picture_with_its_facts(run, tmp_path):
     assert (tmp_path / "t" / "frog.gif").is_file()
 
 
-def test_generate_pys_own_options(run, tmp_path):
+def test_generate_pys_own_options(tmp_path, monkeypatch):
     pair(tmp_path).rename(tmp_path / "c.ckpt")
+    monkeypatch.chdir(tmp_path)
     command = "-i 1 -s 32 16 -cuts 2 -cutm original -sd 1 -conf m.yaml -ckpt c.ckpt -lr 0.2"
     more = "-m clip-mini -vid -in gradient -aug Af -o o.png"
-    result = run("vqgan", "-p", "a frog", *command.split(), *more.split())
-    assert result.returncode == 0, result.stderr
+    assert main(["vqgan", "-p", "a frog", *command.split(), *more.split()]) == 0
     assert Image.open(tmp_path / "o.png").text["model"] == "clip-mini"
     assert (tmp_path / "steps" / "o-00001.png").is_file()
 
@@ -530,14 +533,51 @@ def test_generate_pys_own_options(run, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, says):
-    from clipag_plugins.cli import main
-
     pair(tmp_path)
     monkeypatch.chdir(tmp_path)
     chosen = [] if "--vqgan" in arguments else ["--vqgan", "m.ckpt"]
     assert main(["vqgan", *arguments, *chosen]) == 2
     said = capsys.readouterr().err
     assert said.startswith("clipag: ") and says in said and said.count("\n") == 1
+
+
+def test_at_once_and_offline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "-p frog --steps 1 --size 64 --init gmm"
+    assert main(["vqgan", *command.split()]) == 0
+    picture = Image.open(tmp_path / "frog-0.png")
+    assert picture.size == (64, 64) and picture.text["vqgan"] == "vqgan-mini"
+
+
+def test_the_example(tmp_path):
+    example = Path(__file__).parent.parent / "examples" / "vqgan_clip.py"
+    assert len(example.read_text().splitlines()) < 60
+    result = subprocess.run(
+        [sys.executable, example, "a fox", "2", "64"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "vqgan_clip.png").size == (64, 64)
+
+
+def test_the_embedded_one_as_taming_wants_it(tmp_path):
+    write_embedded(tmp_path / "mini.ckpt")
+    back, embedded = load_vqgan(tmp_path / "mini.ckpt"), load_vqgan()
+    for key, value in embedded.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value)
+    weights = hub.embedded_file(hub.embedded_config()["vqgan"]["weights"])
+    assert weights.stat().st_size < 12e6
+
+
+def test_the_embedded_one_knows_pictures():
+    # A drawing comes back nearer than any single colour is to it.
+    image = torch.ones(1, 3, 96, 96)
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    disc = (rows - 48) ** 2 + (columns - 48) ** 2 < 30**2
+    image[0, :, disc] = torch.tensor([0.9, 0.2, 0.2])[:, None]
+    embedded = load_vqgan()
+    back = vqgan.VqganCanvas(embedded, vqgan.encode(embedded, image)).render()
+    best = image.mean(dim=(2, 3), keepdim=True)
+    assert (back - image).pow(2).mean() < 0.2 * (best - image).pow(2).mean()
 
 
 def test_ctrl_c_keeps_the_best(tmp_path):
