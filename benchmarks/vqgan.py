@@ -4,7 +4,7 @@
     python -m benchmarks.vqgan --prompts 100     # R-Prec of clip-mini and clipag-mini: hours
 
 The parts are timed alone, each with its own backward pass, and are the named peers of the whole
-step in the same run. The evaluator judges as in `benchmarks.guidance`: both models draw the seen
+step in the same run. The evaluator judges as in `benchmarks.quality`: both models draw the seen
 captions with equal settings, and all 100 captions are the candidates.
 """
 
