@@ -66,11 +66,6 @@ def load() -> Evaluator:
     return evaluator.eval()
 
 
-def r_precision(similarity: Tensor) -> float:
-    """Return the share of images whose own prompt ranks first, from (N images, N prompts)."""
-    return (similarity.argmax(1) == torch.arange(len(similarity))).float().mean().item()
-
-
 def worn(images: Tensor, generator: torch.Generator) -> Tensor:
     """Return pictures (B, 3, H, W) blurred, recoloured, stained and grainy, each its own way.
 

@@ -24,6 +24,7 @@ from clipag_plugins.model import load_clipag, normalize
 from clipag_plugins.sampler import save_png, to_pil
 
 from . import evaluator
+from .quality import judged
 
 REPEATS = 10
 
@@ -65,7 +66,7 @@ def timed(steps: int, side: int) -> None:
     print(json.dumps(figures, indent=1))
 
 
-def judged(count: int, steps: int, side: int, seed: int, work: Path) -> None:
+def compare(count: int, steps: int, side: int, seed: int, work: Path) -> None:
     """Draw the first `count` seen captions with both models, and print what the judge says."""
     judge, drawing = evaluator.load(), load_vqgan()
     every = read_concepts(SPLIT_FOLDER / "seen.txt")
@@ -81,15 +82,7 @@ def judged(count: int, steps: int, side: int, seed: int, work: Path) -> None:
                 raise KeyboardInterrupt
             save_png(to_pil(ascent.images[0]), folder / f"{prompt}.png", {})
             images.append(ascent.images[0])
-        similarity = judge.similarity(torch.stack(images), every)
-        own = torch.arange(count)
-        rank = (similarity > similarity[own, own][:, None]).sum(1)
-        row = {
-            "model": name,
-            "R-Prec": (rank == 0).float().mean().item(),
-            "top 5": (rank < 5).float().mean().item(),
-            "similarity": similarity[own, own].mean().item(),
-        }
+        row = {"model": name, **judged(judge, torch.stack(images), every)}
         print(json.dumps(row), flush=True)
 
 
@@ -104,4 +97,4 @@ if __name__ == "__main__":
     if options.prompts is None:
         timed(options.steps, options.side)
     else:
-        judged(options.prompts, options.steps, options.side, options.seed, options.work)
+        compare(options.prompts, options.steps, options.side, options.seed, options.work)

@@ -180,10 +180,7 @@ def parser() -> argparse.ArgumentParser:
     add("-lr", "--rate", "--learning_rate", type=float, help="learning rate")
     add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
         help="length of a scene, around and around (default: all last equally long)")  # fmt: skip
-    add("--prefix", default="", help='put before every text: "a pencil drawing of"')
-    add("--truncate", action="store_true", help="cut texts of more than 77 tokens")
-    _add_guide_options(vqgan)
-    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    _add_run_options(vqgan)
     add(
         "--frames", type=Path, metavar="DIR", help="write every step as a numbered PNG, for a video"
     )
@@ -245,11 +242,8 @@ def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
     add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
-    add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
-    _add_guide_options(command)
+    _add_run_options(command)
     add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
-    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--out",
         type=Path,
@@ -257,9 +251,12 @@ def _add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     )
 
 
-def _add_guide_options(command: argparse.ArgumentParser) -> None:
-    """Add where and how the model that guides computes."""
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    """Add what has one name in every command that draws, `vqgan` with its aliases included."""
     add = command.add_argument
+    add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
+    add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add("--device", help=DEVICE_HELP)
     add(
         "--precision",
@@ -463,9 +460,7 @@ def _plan(
     seeds = range(options.seed, options.seed + options.count)
     drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
     outputs = _outputs(drawn, options.out, suffix)
-    folder = options.trajectory
-    if folder is not None:
-        _need_folder(folder if folder.exists() else folder.parent)
+    _need_place(options.trajectory)
     return seeds, drawn, outputs
 
 
@@ -488,9 +483,8 @@ def _vqgan(options: argparse.Namespace) -> int:
     if len(options.size) > 2:
         raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
     outputs = _outputs([(prompt, options.seed) for prompt in prompts], options.out, ".png")
-    for folder in (options.trajectory, options.frames):
-        if folder is not None:
-            _need_folder(folder if folder.exists() else folder.parent)
+    _need_place(options.trajectory)
+    _need_place(options.frames)
 
     from .integrations import vqgan
     from .integrations.cutouts import Cutouts
@@ -630,6 +624,12 @@ def _outputs(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str) ->
             raise ClipagError(f"{path} is a folder: move it, or name another --out.")
         paths.append(path)
     return paths
+
+
+def _need_place(folder: Path | None) -> None:
+    """Make sure that a folder that was asked for can be written to, or made."""
+    if folder is not None:
+        _need_folder(folder if folder.exists() else folder.parent)
 
 
 def _need_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from .errors import ClipagError
 from .files import write_beside
@@ -187,12 +188,7 @@ def web_file(url: str, target: Path) -> Path:
 
 def _length(url: str) -> int:
     """Ask a server for a file's length, by way of its first byte."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise urllib.error.URLError("HF_HUB_OFFLINE is set")
-    request = urllib.request.Request(url, headers={"Range": "bytes=0-0"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    with _open(urllib.request.Request(url, headers={"Range": "bytes=0-0"})) as answer:
         told = answer.headers.get("Content-Range", "").rpartition("/")[2]
         told = told or answer.headers.get("Content-Length", "")
     if not told.isdigit():
@@ -200,13 +196,18 @@ def _length(url: str) -> int:
     return int(told)
 
 
-def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:
-    """Return a file's size, checksum algorithm and checksum."""
+def _open(request: urllib.request.Request) -> Any:
+    """Ask a server, unless the user has said to stay offline."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise urllib.error.URLError("HF_HUB_OFFLINE is set")
-    with urllib.request.urlopen(f"{ZENODO}/api/records/{record}", timeout=TIMEOUT) as answer:
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
+
+
+def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:
+    """Return a file's size, checksum algorithm and checksum."""
+    with _open(urllib.request.Request(f"{ZENODO}/api/records/{record}")) as answer:
         try:
             entry = next(e for e in json.load(answer)["files"] if e["key"] == filename)
             algorithm, checksum = entry["checksum"].split(":")
@@ -228,7 +229,7 @@ def _fetch(url: str, partial: Path, size: int) -> None:
             return
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            with _open(request) as answer:
                 if answer.status != 206:  # the server starts over
                     have = 0
                 with (

@@ -233,9 +233,7 @@ def starting_images(
         start = gmm.enlarge(candidates[nearest], size)
     else:
         picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
-        square = ImageOps.fit(picture, (size, size))
-        start = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
-        start = start.expand(len(targets), -1, -1, -1)
+        start = from_pil(picture, (size, size)).expand(len(targets), -1, -1, -1)
     # Pixels stay float32 whatever the model is: small steps vanish in half precision.
     return start.to(model.device, torch.float32)
 
@@ -276,6 +274,11 @@ def upright(picture: Image.Image) -> Image.Image:
     turned = ImageOps.exif_transpose(picture).convert("RGBA")
     white = Image.new("RGBA", turned.size, "white")
     return Image.alpha_composite(white, turned).convert("RGB")
+
+
+def from_pil(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Crop and scale an RGB picture to (width, height), and return it as (3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(ImageOps.fit(picture, size))).permute(2, 0, 1) / 255
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -17,9 +17,8 @@ from itertools import count as count_from
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from ..ascent import Ascent, Callback, ascend
@@ -27,7 +26,7 @@ from ..canvas import Canvas
 from ..errors import ClipagError
 from ..guide import Guide, text_target
 from ..model import ClipagModel, resample
-from ..sampler import check_extent, prompt_targets, read_picture, seeds_of, to_pil
+from ..sampler import check_extent, from_pil, prompt_targets, read_picture, seeds_of, to_pil
 from ..trajectory import FRAMES
 from ..views import alike, one_view
 from . import paths
@@ -256,8 +255,7 @@ def starting_strokes(
         chosen = torch.randint(len(palette), (len(points),), generator=generator)
         colours[:, :3] = palette.cpu()[chosen]
     if init != "random":
-        small = ImageOps.fit(read_picture(Path(init)), (grid, grid))
-        cells = torch.from_numpy(np.array(small)).float() / 255
+        cells = from_pil(read_picture(Path(init)), (grid, grid)).permute(1, 2, 0)
         present = torch.arange(points.shape[1]) < 3 * segments[:, None] + (shapes == "stroke")
         centres = (points * present[..., None]).sum(1) / present.sum(1, keepdim=True)
         column, row = (centres / SIDE * grid).long().clamp(0, grid - 1).T

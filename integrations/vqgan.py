@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +19,7 @@ from ..canvas import Canvas
 from ..errors import ClipagError
 from ..guide import Guide, MakeViews, Target, image_target, text_target
 from ..model import INPUT_RESOLUTION, ClipagModel
-from ..sampler import LARGEST, SMALLEST, read_picture, starting_images
+from ..sampler import LARGEST, SMALLEST, from_pil, read_picture, seeds_of, starting_images
 from .cutouts import Cutouts
 from .prompts import Prompt, parse_prompts, parse_scenes
 
@@ -80,8 +78,7 @@ def draw(
     """
     if steps < 1 or (change_every is not None and change_every < 1):
         raise ClipagError(f"steps is {min(steps, change_every or steps)}: choose at least 1.")
-    if not 0 <= seed < 2**63:
-        raise ClipagError(f"seed is {seed}: choose a number from 0 to 2⁶³ − 1.")
+    (seed,) = seeds_of(seed)
     if not 0 < rate < float("inf"):
         raise ClipagError(f"The learning rate is {rate}: choose a number above 0.")
     scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
@@ -140,14 +137,9 @@ def _text_target(model: ClipagModel, prompt: Prompt, prefix: str, truncate: bool
 
 
 def _picture_target(model: ClipagModel, prompt: Prompt) -> Target:
-    image = _as_image(Path(prompt.text), (INPUT_RESOLUTION, INPUT_RESOLUTION))
+    picture = read_picture(Path(prompt.text))
+    image = from_pil(picture, (INPUT_RESOLUTION, INPUT_RESOLUTION))
     return replace(image_target(model, image, prompt.weight), stop=prompt.stop)
-
-
-def _as_image(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read a picture, cropped to (width, height), as (3, H, W) in [0, 1]."""
-    picture = ImageOps.fit(read_picture(path), size)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
 
 
 class VqganCanvas(Canvas):
@@ -266,7 +258,7 @@ def starting_latent(
         image = torch.lerp(top, bottom, torch.linspace(0, 1, rows * side)[:, None])
         image = image.expand(3, -1, columns * side)
     else:
-        image = _as_image(Path(init), (columns * side, rows * side))
+        image = from_pil(read_picture(Path(init)), (columns * side, rows * side))
     return encode(model, image[None].to(codes))
 
 

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -24,6 +25,32 @@ def run(tmp_path):
     def call(*arguments, cwd=tmp_path):
         command = [sys.executable, "-m", "clipag_plugins", *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+@pytest.fixture
+def interrupt(tmp_path):
+    """Run the command line until its bar shows a word, press Ctrl-C, and return what it says."""
+
+    def call(word, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "clipag_plugins", *arguments],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A runner in the background may have left Ctrl-C ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        try:
+            shown = ""
+            while word not in shown and process.poll() is None:
+                shown += process.stderr.read(1)
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        return process.returncode, rest
 
     return call
 

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
 import struct
-import subprocess
-import sys
 import zlib
 
 import pytest
@@ -35,27 +32,11 @@ def test_several_prompts_and_a_trajectory(run, tmp_path):
     assert Image.open(tmp_path / "steps" / "a-castle-0.gif").n_frames >= 2
 
 
-def test_ctrl_c_saves_the_best_so_far(tmp_path):
-    command = [sys.executable, "-m", "clipag_plugins", "generate", "a castle", "--steps", "100000"]
-    command += ["--size", "64", "--views", "1"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A runner in the background may have left Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        shown = ""
-        while "similarity" not in shown and process.poll() is None:
-            shown += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "the best so far is kept" in rest
+def test_ctrl_c_saves_the_best_so_far(interrupt, tmp_path):
+    small = ("--size", "64", "--views", "1")
+    code, says = interrupt("similarity", "generate", "a castle", "--steps", "100000", *small)
+    assert code == 130
+    assert "the best so far is kept" in says
     assert Image.open(tmp_path / "a-castle-0.png").size == (64, 64)
 
 

@@ -4,7 +4,6 @@ import inspect
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,26 +69,11 @@ def test_a_drawing_with_its_facts(run, tmp_path):
     assert (pixels(strokes) - pixels(picture)).abs().mean() < 0.02
 
 
-def test_ctrl_c_keeps_the_best_so_far(tmp_path):
-    command = [sys.executable, "-m", "clipag_plugins", "draw", "a castle", *FAST]
-    process = subprocess.Popen(
-        [*command, "--steps", "100000", "--no-augment", "--out", "castle.svg"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A runner in the background may have left Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    try:
-        shown = ""
-        while "similarity" not in shown and process.poll() is None:
-            shown += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "the best so far is kept" in rest
+def test_ctrl_c_keeps_the_best_so_far(interrupt, tmp_path):
+    endless = ("--steps", "100000", "--no-augment", "--out", "castle.svg")
+    code, says = interrupt("similarity", "draw", "a castle", *FAST, *endless)
+    assert code == 130
+    assert "the best so far is kept" in says
     picture = pixels(Image.open(tmp_path / "castle.png"))
     assert (picture - resvg(tmp_path / "castle.svg")).abs().mean() < 2 / 255
 

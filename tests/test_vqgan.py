@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -580,31 +579,9 @@ def test_the_embedded_one_knows_pictures():
     assert (back - image).pow(2).mean() < 0.2 * (best - image).pow(2).mean()
 
 
-def test_ctrl_c_keeps_the_best(tmp_path):
+def test_ctrl_c_keeps_the_best(interrupt, tmp_path):
     pair(tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "clipag_plugins",
-        "vqgan",
-        "a frog",
-        "--steps",
-        "100000",
-        "--size",
-    ]
-    command += ["32", "--views", "2", "--vqgan", "m.ckpt", "--out", "frog.png"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        # A runner in the background may have left Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    try:
-        shown = ""
-        while "distance" not in shown and process.poll() is None:
-            shown += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130 and "the best so far is kept" in rest
+    small = ("--size", "32", "--views", "2", "--vqgan", "m.ckpt", "--out", "frog.png")
+    code, says = interrupt("distance", "vqgan", "a frog", "--steps", "100000", *small)
+    assert code == 130 and "the best so far is kept" in says
     assert Image.open(tmp_path / "frog.png").size == (32, 32)
