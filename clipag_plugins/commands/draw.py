@@ -1,0 +1,131 @@
+"""clipag draw: CLIPDraw's strokes."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import ClipagError
+from .options import Commands, add_picture_options, choose_device, code_of, command, plan
+
+EXAMPLES = """\
+examples:
+  clipag draw "a red apple"                                    a-red-apple-0.svg and .png
+  clipag draw "a castle" "a rocket" --count 3 --out drawings/
+  clipag draw "a fox" --strokes 64 --width 4 12 --palette black,e63946,f1faee
+  clipag draw "a sailboat" --init photo.jpg --negative "a messy sketch" --trajectory steps/
+  clipag draw "a violin" --model clip-mini --no-augment        the vanilla twin, unaugmented
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe `clipag draw`."""
+    draw = command(commands, "draw", "draw a prompt with strokes, as SVG (CLIPDraw)", EXAMPLES)
+    draw.set_defaults(run=_run)
+    add_picture_options(draw, suffix=".svg")
+    add = draw.add_argument
+    add("--steps", type=int, default=250, help="updates (default: %(default)s)")
+    add("--strokes", type=int, default=256, help="paths of a drawing (default: %(default)s)")
+    add(
+        "--shapes",
+        choices=["stroke", "fill", "pixel"],
+        default="stroke",
+        help="curves, filled closed curves, or a grid of squares (default: %(default)s)",
+    )
+    add(
+        "--width",
+        type=float,
+        nargs=2,
+        default=(2.0, 100.0),
+        metavar=("LEAST", "MOST"),
+        help="of strokes, which start with the least, in 224ths of the side (default: 2 100)",
+    )
+    add("--palette", metavar="COLOUR,…", help="the only colours to use, as e63946 or by name")
+    add(
+        "--negative",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="what it should not look like; may be given several times",
+    )
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look at 4 random views, not at the drawing itself (default: --augment)",
+    )
+    add(
+        "--init",
+        default="random",
+        metavar="random|IMAGE",
+        help="where to start: from a picture, strokes have its colours (default: %(default)s)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    seeds, drawn, outputs = plan(options, ".svg")
+    for path in outputs:
+        beside = path.with_suffix(".png")
+        if beside.is_dir():
+            raise ClipagError(f"{beside} is a folder: move it, or name another --out.")
+        if beside.exists() and Path(options.init).exists() and beside.samefile(options.init):
+            raise ClipagError(f"{beside} would replace what it starts from: name another --out.")
+
+    import torch
+
+    from ..integrations import clipdraw
+    from ..integrations.svg import write_svg
+    from ..model import load_clipag
+    from ..sampler import save_png, to_pil
+    from ..trajectory import Trajectory, save_gif
+
+    model = load_clipag(options.model, choose_device(options.device))
+    trajectory = Trajectory(options.steps) if options.trajectory is not None else None
+    canvas, ascent = clipdraw.draw(
+        options.prompts,
+        model,
+        strokes=options.strokes,
+        steps=options.steps,
+        seed=seeds,
+        size=options.size,
+        negative=options.negative,
+        augment=options.augment,
+        init=options.init,
+        shapes=options.shapes,
+        width=tuple(options.width),
+        palette=options.palette.split(",") if options.palette is not None else (),
+        prefix=options.prefix,
+        truncate=options.truncate,
+        precision=options.precision,
+        max_views=options.max_views,
+        compile=options.compile,
+        callback=trajectory,
+    )
+    with torch.no_grad():
+        images = canvas.render()
+    for number, ((prompt, seed), path) in enumerate(zip(drawn, outputs, strict=True)):
+        facts = {
+            "prompt": f"{options.prefix} {prompt}".strip(),
+            "negative": "; ".join(options.negative) or "none",
+            "seed": seed,
+            "model": model.name,
+            "steps": ascent.steps,
+            "strokes": options.strokes,
+            "shapes": options.shapes,
+            "width": "{:g} {:g}".format(*options.width),
+            "palette": options.palette or "any",
+            "views": "augmented" if options.augment else "the drawing itself",
+            "init": options.init,
+            "Software": "clipag-plugins",
+        }
+        groups, size = canvas.groups(number), (options.size, options.size)
+        write_svg(path, groups, size, background=torch.ones(3), facts=facts)
+        print(path)
+        save_png(to_pil(images[number]), path.with_suffix(".png"), facts)
+        print(path.with_suffix(".png"))
+    if trajectory is not None:
+        for path in trajectory.save(options.trajectory, images, outputs):
+            print(path)
+        for output, frames in zip(outputs, clipdraw.stroke_by_stroke(canvas), strict=True):
+            path = options.trajectory / f"{output.stem}-strokes.gif"
+            save_gif(frames, path)
+            print(path)
+    return code_of(ascent)

@@ -1,0 +1,79 @@
+"""clipag generate: pixels, by ascent alone."""
+
+import argparse
+
+from .options import Commands, add_picture_options, choose_device, code_of, command, plan
+
+EXAMPLES = """\
+examples:
+  clipag generate "a red apple"
+  clipag generate "a castle" "a rocket" --seed 3 --out pictures/
+  clipag generate "a snail" --count 8 --out pictures/          seeds 0 to 7, one batch
+  clipag generate "a fox" --prefix "oil painting of" --trajectory steps/
+  clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
+  clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe `clipag generate`."""
+    generate = command(
+        commands, "generate", "draw a prompt by pixel ascent, with no generator", EXAMPLES
+    )
+    generate.set_defaults(run=_run)
+    add_picture_options(generate, suffix=".png")
+    add = generate.add_argument
+    add("--steps", type=int, help="updates (default: what suits the model)")
+    add(
+        "--views",
+        type=int,
+        help="views an update; 1 is no augmentation (default: what suits the model)",
+    )
+    add(
+        "--init",
+        default="gmm",
+        metavar="gmm|noise|IMAGE|MIXTURE",
+        help="where to start (default: %(default)s)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    seeds, drawn, outputs = plan(options, ".png")
+
+    from ..model import load_clipag
+    from ..sampler import sample, save_png, settings_for, to_pil
+    from ..trajectory import Trajectory
+
+    model = load_clipag(options.model, choose_device(options.device))
+    steps = settings_for(model).steps if options.steps is None else options.steps
+    trajectory = Trajectory(steps) if options.trajectory is not None else None
+    ascent = sample(
+        options.prompts,
+        model,
+        steps=steps,
+        seed=seeds,
+        size=options.size,
+        views=options.views,
+        init=options.init,
+        prefix=options.prefix,
+        truncate=options.truncate,
+        precision=options.precision,
+        max_views=options.max_views,
+        compile=options.compile,
+        callback=trajectory,
+    )
+    for (prompt, seed), image, path in zip(drawn, ascent.images, outputs, strict=True):
+        facts = {
+            "prompt": f"{options.prefix} {prompt}".strip(),
+            "seed": seed,
+            "model": model.name,
+            "steps": ascent.steps,
+            "init": options.init,
+            "Software": "clipag-plugins",
+        }
+        save_png(to_pil(image), path, facts)
+        print(path)
+    if trajectory is not None:
+        for path in trajectory.save(options.trajectory, ascent.images, outputs):
+            print(path)
+    return code_of(ascent)

@@ -1,0 +1,151 @@
+"""What several commands share: options, and where their output goes."""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import ClipagError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..ascent import Ascent
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def command(commands: Commands, name: str, help: str, examples: str) -> argparse.ArgumentParser:
+    """Add a command whose examples are shown as they are written."""
+    return commands.add_parser(
+        name, help=help, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
+    """Add what all commands share that make pictures of prompts."""
+    add = command.add_argument
+    add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
+    add(
+        "--model",
+        default="clipag-mini",
+        help="what guides: a known model or a weights file (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
+    add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    add_run_options(command)
+    add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
+    add(
+        "--out",
+        type=Path,
+        help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
+    )
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Add what has one name in every command that draws, `vqgan` with its aliases included."""
+    add = command.add_argument
+    add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
+    add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    add("--device", help=DEVICE_HELP)
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="what the model computes in (default: the fastest here, by a measurement)",
+    )
+    add(
+        "--max-views",
+        type=int,
+        default=64,
+        help="views that the model sees at once; fewer need less memory (default: %(default)s)",
+    )
+
+
+def choose_device(name: str | None) -> "torch.device":
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ClipagError(f"--device {name} cannot be used on this machine: try cpu.") from error
+    return device
+
+
+def plan(
+    options: argparse.Namespace, suffix: str
+) -> tuple[range, list[tuple[str, int]], list[Path]]:
+    """Return the seeds, the prompt and seed of every picture, and where each is written.
+
+    What can be refused is refused here, before torch is imported and anything is computed.
+    """
+    if options.count < 1:
+        raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
+    seeds = range(options.seed, options.seed + options.count)
+    drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
+    outputs = output_paths(drawn, options.out, suffix)
+    need_place(options.trajectory)
+    return seeds, drawn, outputs
+
+
+def output_paths(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str) -> list[Path]:
+    """Name one file for each prompt and seed, and make sure that it can be written."""
+    if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
+        if out.suffix.lower() != suffix:
+            raise ClipagError(f"--out {out} ends in {out.suffix}: it is written as {suffix}.")
+        need_folder(out.parent)
+        return [out]
+    folder = Path() if out is None else out
+    if out is not None and len(drawn) > 1 and out.suffix.lower() == suffix and not out.is_dir():
+        raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
+    need_folder(folder)
+    paths: list[Path] = []
+    for prompt, seed in drawn:
+        name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+        path, again = folder / f"{name}-{seed}{suffix}", 1
+        while path in paths:
+            again += 1
+            path = folder / f"{name}-{seed}-{again}{suffix}"
+        if path.is_dir():
+            raise ClipagError(f"{path} is a folder: move it, or name another --out.")
+        paths.append(path)
+    return paths
+
+
+def need_place(folder: Path | None) -> None:
+    """Make sure that a folder that was asked for can be written to, or made."""
+    if folder is not None:
+        need_folder(folder if folder.exists() else folder.parent)
+
+
+def need_folder(folder: Path) -> None:
+    # os.path, not Path: a folder that may not be looked into counts as none.
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise ClipagError(f"There is no folder {folder}: make it first, or name another.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ClipagError(f"The folder {folder} cannot be written to: name another.") from error
+
+
+def code_of(ascent: "Ascent") -> int:
+    """Return the exit code after an ascent, and say if it was cut short."""
+    if not ascent.interrupted:
+        return 0
+    print(
+        f"clipag: interrupted after {ascent.steps} steps; the best so far is kept.",
+        file=sys.stderr,
+    )
+    return INTERRUPTED

@@ -1,0 +1,87 @@
+"""clipag models, pull and convert: weights and where they come from."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import ClipagError
+from .options import Commands, command, need_folder
+
+MODELS_EXAMPLES = """\
+examples:
+  clipag models                            names, sizes, and what needs no download any more
+  clipag models ViT-B/32                   where one comes from, its licence, what to cite
+"""
+PULL_EXAMPLES = """\
+examples:
+  clipag pull ViT-B/32                     the authors' CLIPAG
+  clipag pull FARE4-ViT-B/16               another robust CLIP
+  clipag pull laion/CLIP-ViT-B-32-laion2B-s34B-b79K       any OpenCLIP repository of the Hub
+"""
+CONVERT_EXAMPLES = """\
+examples:
+  clipag convert CLIPAG_ViTB32.pt          writes CLIPAG_ViTB32.safetensors
+  clipag convert ViT-B-32.pt --out openai.safetensors     OpenAI's TorchScript files too
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe `clipag models`, `clipag pull` and `clipag convert`."""
+    models = command(commands, "models", "list the models that have a name", MODELS_EXAMPLES)
+    models.set_defaults(run=_models)
+    models.add_argument("name", nargs="?", metavar="NAME", help="say all about this one")
+    pull = command(commands, "pull", "download a model's weights", PULL_EXAMPLES)
+    pull.set_defaults(run=_pull)
+    pull.add_argument("name", metavar="NAME", help="a known model, or OWNER/NAME on the Hub")
+    convert = command(commands, "convert", "rewrite a checkpoint as .safetensors", CONVERT_EXAMPLES)
+    convert.set_defaults(run=_convert)
+    convert.add_argument("file", type=Path, metavar="FILE.pt", help="what to read; no code is run")
+    convert.add_argument("--out", type=Path, metavar="FILE.safetensors", help="what to write")
+
+
+def _models(options: argparse.Namespace) -> int:
+    from .. import hub
+    from ..integrations import vqgan_weights
+
+    if options.name is None:
+        width = max(map(len, hub.MODELS))
+        for name, source in hub.MODELS.items():
+            place = "embedded" if source.embedded else "cached" if hub.is_cached(name) else ""
+            print(f"{name:{width}}  {source.megabytes:5} MB  {source.threat_model:14}  {place}")
+        print(f"{vqgan_weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
+        for name, address in vqgan_weights.VQGANS.items():
+            place = "cached" if vqgan_weights.is_cached(name) else ""
+            size = f"{address.megabytes:5} MB" if address.megabytes else ""
+            print(f"{name:{width}}  {size:8}  {'VQGAN':14}  {place}")
+        return 0
+    if options.name not in hub.MODELS:
+        raise ClipagError(f"There is no model {options.name!r}; known are {', '.join(hub.MODELS)}.")
+    source = hub.MODELS[options.name]
+    for fact in ("place", "address", "architecture", "threat_model", "licence", "citation"):
+        print(f"{fact.replace('_', ' ')}: {getattr(source, fact)}")
+    return 0
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from .. import hub
+    from ..integrations import vqgan_weights
+
+    known = options.name in vqgan_weights.VQGANS
+    print(vqgan_weights.pull_vqgan(options.name) if known else hub.pull(options.name))
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    out = options.file.with_suffix(".safetensors") if options.out is None else options.out
+    if not options.file.is_file():
+        raise ClipagError(f"There is no file {options.file}: name a checkpoint.")
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ClipagError(f"--out {out} does not end in .safetensors, which is what is written.")
+    if out.exists() and out.samefile(options.file):
+        raise ClipagError(f"{out} would replace what it is made from: name another --out.")
+    need_folder(out.parent)
+
+    from .. import hub
+
+    hub.convert(options.file, out)
+    print(out)
+    return 0
