@@ -1,5 +1,6 @@
 """Adversarial attacks: a threat model as an object, and one loop that knows no norm."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,35 +9,69 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ThreatModel:
-    """An L2 ball around each image, and how to search it (PGD, Madry et al. 2018).
+class ThreatModel(ABC):
+    """A ball around each image, and how to search it (PGD, Madry et al. 2018).
 
     Args:
         eps: radius, for images in [0, 1].
         steps: gradient steps.
-        step_size: L2 length of one step.
+        step_size: length of one step, in the units of `eps`.
     """
 
     eps: float
     steps: int
     step_size: float
 
+    @abstractmethod
     def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images (B, 3, H, W) moved by a random perturbation of half the radius."""
+        """Return images (B, 3, H, W) moved by a random perturbation inside the ball."""
+
+    @abstractmethod
+    def step(self, images: Tensor, gradient: Tensor) -> Tensor:
+        """Return images moved one step along the gradient's direction."""
+
+    @abstractmethod
+    def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """Return `perturbed` brought back into the ball around `images` and into [0, 1]."""
+
+
+class L2(ThreatModel):
+    """The ball of the L2 norm over all values of an image."""
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images moved by half the radius, in a random direction."""
         noise = torch.randn(images.shape, generator=generator).to(images)
         return self.project(images + unit_l2(noise) * (0.5 * self.eps), images)
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
-        """Return images moved one step along the gradient's direction."""
+        """Return images moved by `step_size` along the gradient."""
         moved: Tensor = images + self.step_size * unit_l2(gradient)
         return moved
 
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """Return `perturbed` brought back into the ball around `images` and into [0, 1]."""
+        """Return `perturbed`, no farther than `eps` from `images`, in [0, 1]."""
         delta = perturbed - images
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         inside: Tensor = (images + delta * (self.eps / length).clamp_max(1)).clamp(0, 1)
         return inside
+
+
+class Linf(ThreatModel):
+    """The ball of the L∞ norm: no value of an image changes by more than `eps`."""
+
+    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images with every value moved by up to the radius, uniformly."""
+        noise = torch.rand(images.shape, generator=generator).to(images)
+        return self.project(images + (2 * noise - 1) * self.eps, images)
+
+    def step(self, images: Tensor, gradient: Tensor) -> Tensor:
+        """Return images with every value moved by `step_size` along its gradient's sign."""
+        moved: Tensor = images + self.step_size * gradient.sign()
+        return moved
+
+    def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
+        """Return `perturbed`, every value within `eps` of `images`, in [0, 1]."""
+        return (images + (perturbed - images).clamp(-self.eps, self.eps)).clamp(0, 1)
 
 
 def unit_l2(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipag_plugins.attack import ThreatModel, pgd, unit_l2
+from clipag_plugins.attack import L2, pgd, unit_l2
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import MiniImageTower, MiniTextTower, build_towers
 from clipag_plugins.model import normalize
@@ -179,7 +179,7 @@ class Trainer:
 
         if stage.attack_steps:
             eps = stage.eps * stage.side / 64
-            threat = ThreatModel(eps, stage.attack_steps, 1.5 * eps / stage.attack_steps)
+            threat = L2(eps, stage.attack_steps, 1.5 * eps / stage.attack_steps)
             images = pgd(images, lambda x: mismatch(x, fixed_scale), threat, generator)
         if not stage.dreams:
             return mismatch(images, scale.exp()) / BATCH
@@ -217,7 +217,7 @@ class Trainer:
                 return F.cross_entropy(logits(x), caption, reduction="sum")
 
             if eps:
-                threat = ThreatModel(eps * side / 64, steps, 2.5 * eps * side / 64 / steps)
+                threat = L2(eps * side / 64, steps, 2.5 * eps * side / 64 / steps)
                 images = pgd(images, mismatch, threat, torch.Generator().manual_seed(0))
             with torch.no_grad():
                 top = logits(images).topk(10, dim=1).indices

@@ -71,6 +71,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str | None) -> "torch.device":
+    """Return the device that was asked for, or the best there is."""
     import torch
 
     if name is None:
@@ -130,6 +131,7 @@ def need_place(folder: Path | None) -> None:
 
 
 def need_folder(folder: Path) -> None:
+    """Make sure that a folder is there and can be written to."""
     # os.path, not Path: a folder that may not be looked into counts as none.
     if not os.path.isdir(folder):  # noqa: PTH112
         raise ClipagError(f"There is no folder {folder}: make it first, or name another.")

@@ -83,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     from ..integrations import vqgan
     from ..integrations.cutouts import Cutouts
     from ..integrations.prompts import parse_scenes
+    from ..integrations.vqgan_weights import load_vqgan
     from ..model import load_clipag
     from ..sampler import save_png, to_pil
     from ..trajectory import Frames, Trajectory
@@ -97,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     }
     views = Cutouts(**{name: value for name, value in chosen.items() if value is not None})
     model = load_clipag(options.model, choose_device(options.device))
-    drawing = load_run(options.vqgan, options.vqgan_config)
+    drawing = load_vqgan(options.vqgan, options.vqgan_config)
     steps = vqgan.STEPS if options.steps is None else options.steps
     for prompt, path in zip(prompts, outputs, strict=True):
         trajectory = None if options.trajectory is None else Trajectory(steps)
