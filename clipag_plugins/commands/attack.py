@@ -41,7 +41,10 @@ def add_threat_model(parser: argparse.ArgumentParser) -> None:
     """Add what describes an attack; the defaults are the paper's (appendix B)."""
     add = parser.add_argument
     add(
-        "--norm", choices=["linf", "l2"], default="linf", help="of the change (default: %(default)s)"
+        "--norm",
+        choices=["linf", "l2"],
+        default="linf",
+        help="of the change (default: %(default)s)",
     )
     add(
         "--eps",
@@ -83,9 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     image = read_square(options.image, options.size)[None].to(device)
     model = load_clipag(options.model, device)
     generator = torch.Generator().manual_seed(options.seed)
-    attacked = attack(
-        model, image, options.text, threat_model(options), options.towards, generator
-    )
+    attacked = attack(model, image, options.text, threat_model(options), options.towards, generator)
     picture = to_pil(attacked[0])
     other = options.towards or f"not {options.text}"
     facts = {

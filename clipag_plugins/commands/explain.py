@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     add_threat_model(explain)
     _add_shared(explain)
 
-    pag = command(commands, "pag", "show models' input gradients, as the paper's Figure 3", PAG_EXAMPLES)  # fmt: skip
+    pag = command(commands, "pag", "show models' input gradients, as Figure 3 does", PAG_EXAMPLES)
     pag.set_defaults(run=_pag)
     pag.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
     pag.add_argument("texts", nargs="+", metavar="TEXT", help="what it should become; a row each")
