@@ -413,8 +413,8 @@ def inception(feature: str, weights: Path | None = None) -> nn.Module:
         found: nn.Module = network("inception-v3-compat", [feature], path)
     except (OSError, RuntimeError) as error:
         raise ClipagError(
-            "weights-inception-2015-12-05-6726825d.pth cannot be had, which torch-fidelity downloads "
-            f"from GitHub ({error}): bring a copy with --inception."
+            "weights-inception-2015-12-05-6726825d.pth cannot be had, which torch-fidelity "
+            f"downloads from GitHub ({error}): bring a copy with --inception."
         ) from error
     return found
 
