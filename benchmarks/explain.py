@@ -1,6 +1,7 @@
 """Where GradCAM points, on held-out pictures whose place is known: vanilla and CLIPAG.
 
     python -m benchmarks.explain --work build/weights
+    python -m benchmarks.explain --work build/weights --show "cat face" --out examples   # a scene
 
 Each picture of the corpus' `test` split is pasted at a random place, three fifths to four fifths
 as wide as the scene, onto a soft mixture of colours; its alpha channel is the truth. Measured are
@@ -21,12 +22,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from clipag_plugins.attack import Linf, pgd
-from clipag_plugins.evaluation import mean
+from clipag_plugins.evaluation import mean, slug
 from clipag_plugins.explain import heat_maps
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import corpus
 from clipag_plugins.guide import Guide, text_target
 from clipag_plugins.model import load_clipag
+from clipag_plugins.sampler import save_png, to_pil
 
 RESULTS = Path(__file__).parent / "results"
 SIDE, LEAST, MOST = 96, 0.6, 0.8
@@ -34,17 +36,28 @@ THREAT = Linf(8 / 255, 20, 1 / 255)
 BATCH = 44
 
 
-def scene(rgba: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Paste a picture (4, h, w) somewhere: image (3, SIDE, SIDE) and mask (SIDE, SIDE)."""
+def scene(rgba: Tensor, generator: torch.Generator, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Paste a picture (4, h, w) somewhere: image (3, side, side) and mask (side, side)."""
     share = LEAST + (MOST - LEAST) * torch.rand((), generator=generator)
-    side = int(SIDE * share)
+    width = int(side * share)
     rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])  # or colours hidden under alpha 0 bleed in
-    small = F.interpolate(rgba[None], size=(side, side), mode="bilinear", antialias=True)[0]
-    top, left = torch.randint(0, SIDE - side + 1, (2,), generator=generator).tolist()
-    pasted = F.pad(small, (left, SIDE - side - left, top, SIDE - side - top))
+    small = F.interpolate(rgba[None], size=(width, width), mode="bilinear", antialias=True)[0]
+    top, left = torch.randint(0, side - width + 1, (2,), generator=generator).tolist()
+    pasted = F.pad(small, (left, side - width - left, top, side - width - top))
     mixture = torch.rand(1, 3, 3, 3, generator=generator)
-    ground = F.interpolate(mixture, size=(SIDE, SIDE), mode="bicubic")[0]
+    ground = F.interpolate(mixture, size=(side, side), mode="bicubic")[0]
     return (pasted[:3] + (1 - pasted[3:]) * ground).clamp(0, 1), pasted[3] > 0.5
+
+
+def show(caption: str, options: argparse.Namespace) -> None:
+    """Write the scene of the first held-out picture of a caption, larger, as {caption}.png."""
+    pixels, rows = corpus.load(options.work)
+    row = next(row for row in rows if row.split == "test" and row.caption == caption)
+    rgba = torch.from_numpy(np.array(pixels[row.index])).permute(2, 0, 1) / 255
+    image, _ = scene(rgba, torch.Generator().manual_seed(options.seed), side=224)
+    path = options.out / f"{slug(caption)}.png"
+    save_png(to_pil(image), path, {"source": f"{row.source}/{row.name}"})
+    print(path)
 
 
 def pointed(heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -132,4 +145,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test")
     parser.add_argument("--pictures", type=int, help="only the first, printed and not kept")
-    main(parser.parse_args())
+    parser.add_argument("--show", nargs="+", default=[], metavar="CAPTION", help="only this")
+    parser.add_argument("--out", type=Path, default=Path("examples"))
+    arguments = parser.parse_args()
+    for wanted in arguments.show:
+        show(wanted, arguments)
+    if not arguments.show:
+        main(arguments)

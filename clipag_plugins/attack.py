@@ -93,12 +93,14 @@ def pgd(
     loss: Callable[[Tensor], Tensor],
     threat_model: ThreatModel,
     generator: torch.Generator | None = None,
+    random_start: bool = True,
 ) -> Tensor:
     """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
 
     `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
+    Without a random start the attack begins at the images themselves.
     """
-    perturbed = threat_model.random_start(images, generator)
+    perturbed = threat_model.random_start(images, generator) if random_start else images.clone()
     for _ in range(threat_model.steps):
         perturbed.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
@@ -140,7 +142,8 @@ def attack(
 
     The loss is the paper's (Ganz & Elad, WACV 2024, appendix B, eq. 4): away from the text,
     "a cat", and towards its negation, "not a cat". With `towards` it is the targeted attack of
-    Figure 1: towards that text alone, in a ball as large as you like.
+    Figure 1: towards that text alone, in a ball as large as you like, and from the image itself,
+    since noise would be seen in so large a change.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -150,4 +153,5 @@ def attack(
         targets = [text_target(model, towards, weight=-1.0)]
     # A guide's loss falls with the similarity; the attack raises it.
     guide = Guide(model, [targets] * len(images), precision="float32")
-    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator)
+    from_image = towards is not None
+    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, not from_image)
