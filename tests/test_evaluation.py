@@ -125,6 +125,18 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
             evaluation.AestheticHead(tmp_path / "bad.pth")
 
 
+def test_captions_of_coco(tmp_path):
+    annotations = [{"image_id": i, "caption": f"A dog,\n{i}. "} for i in range(20)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": annotations}))
+    every = evaluation.read_prompts(tmp_path / "captions.json")
+    assert every[3] == "A dog, 3." and len(every) == 20
+    some = evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    assert len(set(some)) == 5 and set(some) < set(every)
+    assert some == evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    with pytest.raises(clip.ClipagError, match="count is 21"):
+        evaluation.read_prompts(tmp_path / "captions.json", 21)
+
+
 def test_pictures_find_their_prompts(folder):
     pictures, amiss = evaluation.find_pictures(folder / "drawn", PROMPTS)
     # 8, 9, 10, …: by value, not 10, 11, 12, 13, 8, 9.
