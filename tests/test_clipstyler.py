@@ -1,9 +1,11 @@
 """CLIPStyler: its losses, its two canvases, its networks' files, and the command."""
 
 import math
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -411,6 +413,7 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
         (["style", "p.png", "a fire", "--size", "5"], "size is 5"),
         (["style", "p.png", "a fire", "--steps", "0"], "steps is 0"),
         (["style", "p.png", "a fire", "--strength", "nan"], "strength is nan"),
+        (["style", "p.png", "a fire", "--keep-network", "--no-network"], "no network to keep"),
         (["style", "p.png", "word " * 99], "more than 77 tokens"),
         (["style", "--train-on", "empty", "a fire", "--out", "n.safetensors"], "no picture in"),
         (["style", "--train-on", "empty", "a fire"], "--out must name the network's file"),
@@ -435,6 +438,16 @@ def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, say
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_example(tmp_path, monkeypatch):
+    example = Path(__file__).parents[1] / "examples/clipstyler.py"
+    assert len(example.read_text().splitlines()) < 60
+    monkeypatch.chdir(tmp_path)
+    picture().save("p.png")
+    monkeypatch.setattr(sys, "argv", [str(example), "p.png", "a fire", "1", "64"])
+    runpy.run_path(str(example))
+    assert [Image.open(f"p-{name}.png").size for name in ("network", "pixels")] == [(64, 64)] * 2
 
 
 def test_a_kill_leaves_the_old_picture(tmp_path):

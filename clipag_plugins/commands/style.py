@@ -94,6 +94,8 @@ def _style(options: argparse.Namespace) -> int:
     text = _text(options, text, images)
     photos, outputs = _plan(options, images, text)
     need_place(options.trajectory)
+    if options.keep_network and not options.network:
+        raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
     from ..integrations import clipstyler
     from ..integrations.style_network import StyleNetwork
