@@ -51,7 +51,7 @@ MODELS = ("clip-mini", "clipag-mini")
 CANVASES = {"network": True, "pixels": False}
 STEPS = {"network": 40, "pixels": 25}
 STRENGTHS = (0.25, 1.0, 4.0)
-SIDE, PATCHES, SEED = 128, 8, 0
+SIDE, PATCHES, SEED = 96, 8, 0
 CROPS = 24
 CAPTION, MARGIN = 18, 6
 

@@ -25,7 +25,7 @@ from .style_network import StyleNetwork
 
 STEPS = 100
 SIZE = 512  # of the longer side
-RATE = 5e-3  # of Adam on a network's weights
+RATE = 2e-3  # of Adam on a network's weights
 STEP_SIZE = 0.02  # of the pixels, as a root mean square
 MOST_PATCHES = 4096
 TRAINING_STEPS = 400
