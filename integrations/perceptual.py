@@ -64,9 +64,10 @@ class ContentLoss:
 def tower_features(model: ClipagModel) -> Features:
     """Return what takes features from a CLIP's image tower.
 
-    Of a convolutional tower these are the second and third quarter of its stages, of a
-    transformer the blocks at a half and three quarters of its depth, at the tower's own size.
-    The embedded towers see a picture at its full size: they are convolutional all through.
+    They are those where a half and three quarters of its stages or blocks are done, as conv4_2
+    and conv5_2 are in VGG19: of a transformer of 12 blocks the 6th and 9th, of a ResNet's four
+    stages the second and third, of the embedded towers' three the first two. A tower sees the
+    picture at its own size, but the embedded ones at full size: they are convolutions all through.
 
     Raises:
         ClipagError: the tower is of a kind whose layers are not known here.

@@ -97,6 +97,8 @@ def _style(options: argparse.Namespace) -> int:
     if options.keep_network and not options.network:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
+    import torch
+
     from ..integrations import clipstyler
     from ..integrations.style_network import StyleNetwork
     from ..model import load_clipag
@@ -108,28 +110,29 @@ def _style(options: argparse.Namespace) -> int:
     size = clipstyler.SIZE if options.size is None else options.size
     check_extent(steps, size)
     model = load_clipag(options.model, choose_device(options.device))
+    torch.manual_seed(options.seed)
     kept = StyleNetwork() if options.keep_network else None
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
         try:
             image, alpha = _read(photo, size)
-            trajectory = None if options.trajectory is None else Trajectory(steps)
-            ascent = clipstyler.style(
-                image,
-                text,
-                model,
-                losses=losses,
-                network=options.network if kept is None else kept,
-                steps=steps,
-                seed=options.seed,
-                truncate=options.truncate,
-                precision=options.precision,
-                max_views=options.max_views,
-                callback=trajectory,
-            )
         except ClipagError as error:
             code = _passed_over(error, photos)
             continue
+        trajectory = None if options.trajectory is None else Trajectory(steps)
+        ascent = clipstyler.style(
+            image,
+            text,
+            model,
+            losses=losses,
+            network=options.network if kept is None else kept,
+            steps=steps,
+            seed=options.seed,
+            truncate=options.truncate,
+            precision=options.precision,
+            max_views=options.max_views,
+            callback=trajectory,
+        )
         facts = {
             "prompt": text,
             "photo": photo.name,
@@ -207,10 +210,10 @@ def _apply(options: argparse.Namespace) -> int:
     for photo, path in zip(photos, outputs, strict=True):
         try:
             image, alpha = _read(photo, size)
-            repainted = clipstyler.apply(network, image.to(device))
         except ClipagError as error:
             code = _passed_over(error, photos)
             continue
+        repainted = clipstyler.apply(network, image.to(device))
         made_by = {"photo": photo.name, "network": options.apply.name, "Software": "clipag-plugins"}
         _save(repainted, alpha, path, {**facts, **made_by})
     return code
@@ -289,6 +292,7 @@ def _say_content(losses: "Losses", model: str) -> None:
 
 def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
     """Return a photo as (3, H, W) with the longer side at most `size`, and its alpha if any."""
+    from ..integrations.clipstyler import check_sides
     from ..sampler import from_pil, on_white, read_rgba
 
     picture = read_rgba(photo, still=True)
@@ -296,7 +300,9 @@ def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
     width, height = (max(1, round(side * scale)) for side in picture.size)
     alpha = picture.getchannel("A").resize((width, height))
     seen_through = alpha.getextrema() != (255, 255)
-    return from_pil(on_white(picture), (width, height)), alpha if seen_through else None
+    image = from_pil(on_white(picture), (width, height))
+    check_sides(image[None])
+    return image, alpha if seen_through else None
 
 
 def _save(
