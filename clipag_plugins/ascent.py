@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .canvas import Canvas
+from .canvas import Canvas, Optimizer
 from .guide import Guide
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
@@ -38,7 +38,7 @@ def ascend(
     canvas: Canvas,
     guide: Guide,
     steps: int,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     callback: Callback | None = None,
     progress: bool = True,
     penalties: Sequence[Penalty] = (),

@@ -178,7 +178,10 @@ class Guide:
             losses[rows] = torch.cat(found).view(len(rows), -1).sum(dim=1)
             if gradient is not None:
                 slope = torch.cat(slopes).view_as(views)
-                (gradient[rows],) = torch.autograd.grad(views, part, slope)
+                # Through one number: for a slope to start from, torch would first import sympy.
+                with torch.enable_grad():
+                    along = (views * slope).sum()
+                (gradient[rows],) = torch.autograd.grad(along, part)
         torch.set_rng_state(self._streams.get(None, shared))
         return losses, gradient
 
