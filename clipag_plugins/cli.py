@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, draw, generate, run, vqgan, weights
+from .commands import bench, draw, finetune, generate, run, vqgan, weights
 from .commands.options import INTERRUPTED
 from .errors import ClipagError
 
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
         prog="clipag", description="Guidance by CLIPAG: CLIP whose gradients mean something."
     )
     commands = root.add_subparsers(dest="command", required=True)
-    for family in (generate, draw, vqgan, run, weights, bench):
+    for family in (generate, draw, vqgan, run, finetune, weights, bench):
         family.add(commands)
     return root
 
