@@ -12,6 +12,7 @@ breaks off.
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,7 @@ class CorpusRows:
         if not (folder / "captions.json").is_file():
             raise ClipagError(f"{folder} holds no corpus: make it with finetune.corpus.")
         self.pixels, rows = corpus.load(folder)
+        self.file = folder / "pictures.npy"
         self.rows = [row for row in rows if row.split == split]
 
     def __len__(self) -> int:
@@ -76,8 +78,12 @@ class CorpusRows:
 
     def read(self, unit: int) -> Iterator[Raw]:
         """Yield the one sample of a row."""
-        row = self.rows[unit]
-        yield f"{row.source}/{row.name}", Image.fromarray(self.pixels[row.index]), row.caption
+        row, shape = self.rows[unit], self.pixels.shape[1:]
+        # Read, not mapped: pages that were looked at once would count as memory from then on.
+        size = math.prod(shape)
+        first = self.pixels.offset + row.index * size
+        pixels = np.fromfile(self.file, np.uint8, size, offset=first).reshape(shape)
+        yield f"{row.source}/{row.name}", Image.fromarray(pixels), row.caption
 
 
 class Shards:

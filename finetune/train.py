@@ -119,7 +119,8 @@ def optimizer_of(config: Config, tower: nn.Module) -> torch.optim.AdamW:
         {"params": [p for p in tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay,
+        groups, lr=config.lr, betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
     )  # fmt: skip
 
 
