@@ -67,6 +67,8 @@ def write_card(
 def threat_of(config: Config) -> str:
     """Name the threat model, as "L2, eps 1.5"."""
     norm, eps = config.threat.norm, config.threat.eps
+    if eps == 0:
+        return "none"
     if norm == "linf":
         return f"L∞, eps {eps * 255:.3g}/255"
     return f"L2, eps {eps:g}"

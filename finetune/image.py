@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from clipag_plugins.attack import L2, pgd, unit_l2
 from clipag_plugins.files import write_beside
-from clipag_plugins.mini import MiniImageTower, MiniTextTower, build_towers
+from clipag_plugins.mini import MiniTextTower, build_towers
 from clipag_plugins.model import normalize
 from clipag_plugins.tokenizer import tokenize
 
@@ -215,7 +215,7 @@ def train(kind: str, work: Path, seed: int) -> None:
     torch.manual_seed(seed)
     trainer = Trainer(work, seed)
     stages = VANILLA if kind == "vanilla" else CLIPAG
-    tower: MiniImageTower = build_towers(MINI)[0].to(memory_format=torch.channels_last)
+    tower = build_towers(MINI)[0].to(memory_format=torch.channels_last)
     if kind == "clipag":
         tower.load_state_dict(load_file(work / "vanilla.safetensors"))
     scale = nn.Parameter(torch.tensor(3.4))

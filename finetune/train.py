@@ -30,7 +30,7 @@ from clipag_plugins.attack import L2, pgd
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import build_towers
-from clipag_plugins.model import ClipagModel, ImageTower, normalize
+from clipag_plugins.model import ClipagModel, ImageTower, TwoTowers, normalize
 
 from . import checkpoint, data, processes
 from .card import write_card
@@ -87,7 +87,7 @@ def build(config: Config) -> ClipagModel:
 
 def _with_tower(model: ClipagModel, config: Config) -> ClipagModel:
     """Give an embedded model an untrained image tower of another shape."""
-    if "clipag" not in str(hub.MODELS.get(config.model)) or "widths" not in str(model.config):
+    if type(model) is not TwoTowers:
         raise ClipagError(f"vision is for the embedded models alone, not for {config.model!r}.")
     model.config = {**model.config, "vision_cfg": dict(config.vision)}
     try:
@@ -178,7 +178,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         dtype = torch.float32  # its range would need the loss scaled
     source = data.Data(config, side, processes.rank(), processes.count(), out)
     validation = None
-    if config.validation.kind:
+    if config.validation.kind and first:
         validation = data.held_out(config.validation, side, config.evaluate_samples)
 
     # From here on the data alone says what happens; where it stands is in the checkpoint.
@@ -194,7 +194,8 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         tower.compile()
     if processes.count() > 1:
         learner = DistributedDataParallel(tower)
-    images, attacked = Spool(out), Spool(out)
+    scratch = Path(config.scratch).expanduser() if config.scratch else out
+    images, attacked = Spool(scratch), Spool(scratch)
     log = Log(config, out, start) if first else None
     times = Times()
 
@@ -326,7 +327,8 @@ class Log:
         self, step: int, loss: float, norm: float, rate: float, times: Times, skipped: int
     ) -> None:
         """Log an update and where its time went."""
-        values = {"loss": loss, "gradient norm": norm, "lr": rate, "skipped samples": skipped}
+        values = {"loss": loss, "gradient norm": norm, "lr": rate,
+                  "skipped samples of process 0": skipped}  # fmt: skip
         for part in ("data", "attack", "update"):
             values[f"seconds/{part}"] = getattr(times, part) - getattr(self._last, part)
         self._last = copy.copy(times)

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins.attack import L2, Linf
-from clipag_plugins.finetune import checkpoint, config, data, gradcache, objectives
+from clipag_plugins.finetune import checkpoint, config, data, gradcache, objectives, train
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -103,6 +104,7 @@ def tower_off_its_start():
     return model
 
 
+@cache
 def plain_gradient(kind, threat, clean_weight):
     """The gradient as one would write it with memory for all: one batch, one graph."""
     model = tower_off_its_start()
@@ -189,12 +191,15 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(kind, norm, clean_we
     assert_same_gradient(found, expected)
 
 
+SHARED = [("clipag", "l2", 0.0), ("tecoa", "linf", 0.5), ("fare", "l2", 0.0)]
+
+
 def _one_process(rank, folder):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": str(rank)}
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    found = [cached_gradient(k, THREAT[n], w, 4, rank, 2, folder) for k, n, w in CASES]
+    found = [cached_gradient(k, THREAT[n], w, 4, rank, 2, folder) for k, n, w in SHARED]
     if rank == 0:
         torch.save(found, folder / "found.pt")
     torch.distributed.destroy_process_group()
@@ -202,7 +207,7 @@ def _one_process(rank, folder):
 
 def test_two_processes_give_the_gradient_of_the_large_batch(tmp_path):
     torch.multiprocessing.spawn(_one_process, (tmp_path,), nprocs=2)
-    for found, case in zip(torch.load(tmp_path / "found.pt"), CASES, strict=True):
+    for found, case in zip(torch.load(tmp_path / "found.pt"), SHARED, strict=True):
         assert_same_gradient(found, plain_gradient(case[0], THREAT[case[1]], case[2]))
 
 
@@ -390,9 +395,8 @@ path = "SHARDS/00000.tar"
 
 def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     (tmp_path / "run.toml").write_text(TOML.replace("SHARDS", str(shards)))
-    done = run("finetune", "run.toml", "--out", "whole")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "whole/model"
+    cfg = config.read(str(tmp_path / "run.toml"))
+    result = train.train(cfg, tmp_path / "whole", torch.device("cpu"))
 
     command = [sys.executable, "-m", "clipag_plugins", "finetune", "run.toml", "--out", "killed"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -404,7 +408,9 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "killed" / "model").exists()
-    assert run("finetune", "run.toml", "--out", "killed").returncode == 0
+    done = run("finetune", "run.toml", "--out", "killed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "killed/model"
     whole, killed = (clip.load_clipag(tmp_path / name / "model") for name in ("whole", "killed"))
     start = clip.load_clipag("clip-mini").visual.state_dict()
     for (name, a), b in zip(
@@ -412,11 +418,29 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     ):
         assert torch.equal(a, b), name
         assert not torch.equal(a, start[name]), name
-    card = (tmp_path / "whole" / "model" / "README.md").read_text()
+    card = (result / "README.md").read_text()
     for fact in ("L2, eps 0.5", "clip-mini", "6 updates of 8", "| after |", "hours"):
         assert fact in card
     assert (tmp_path / "whole" / "pictures" / "00000006.png").is_file()
+    with pytest.raises(clip.ClipagError, match="another threat"):
+        other = replace(cfg, threat=config.Threat(eps=1.0))
+        train.train(other, tmp_path / "whole", torch.device("cpu"))
 
-    other = run("finetune", "run.toml", "--out", "whole", "--set", "threat.eps=1.0")
-    assert other.returncode == 2
-    assert "another threat" in other.stderr and "Traceback" not in other.stderr
+
+def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    for name, keep in (("kept", False), ("twice", True)):
+        cfg = settings(shards, steps=2, vision=vision, checkpoint_activations=keep)
+        train.train(cfg, tmp_path / name, torch.device("cpu"))
+    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("kept", "twice"))
+    assert kept.visual.native_size == 32
+    for a, b in zip(kept.visual.parameters(), twice.visual.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_architecture_of_open_clip_is_built(tmp_path):
+    model = train.build(config.Config(model="RN50-quickgelu"))
+    assert model.visual.native_size == 224
+    assert model.encode_image(torch.zeros(1, 3, 224, 224)).shape == (1, 1024)
+    with pytest.raises(clip.ClipagError, match="no model"):
+        train.build(config.Config(model="ViT-Z-99"))
