@@ -26,7 +26,7 @@ THREATS = {
     "L2 0.75": ["threat.norm=l2", "threat.eps=0.75"],
     "L∞ 4/255": ["threat.norm=linf", "threat.eps=0.0157"],
 }
-ROBUST = ["steps=STEPS", "batch=96", "micro_batch=48", "lr=5e-4", "warmup=10", "ema=0.95",
+ROBUST = ["steps=STEPS", "batch=64", "micro_batch=32", "lr=5e-4", "warmup=10", "ema=0.95",
           "threat.attack_steps=2", "save_every=10", "picture_every=0", "evaluate_samples=256",
           "evaluate_top=10"]  # fmt: skip
 
@@ -103,7 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path, default=Path("build/ablation"))
     parser.add_argument("--figure", type=Path, default=Path("finetune/ablation.png"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)
     main(options.work, options.out, options.figure, options.steps)
