@@ -93,12 +93,14 @@ def pgd(
     loss: Callable[[Tensor], Tensor],
     threat_model: ThreatModel,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
 
     `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
+    The search begins at `start` (B, 3, H, W), by default at a random point of the ball.
     """
-    perturbed = threat_model.random_start(images, generator)
+    perturbed = threat_model.random_start(images, generator) if start is None else start.clone()
     for _ in range(threat_model.steps):
         perturbed.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
