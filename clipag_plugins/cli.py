@@ -6,7 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from .commands import (
-    attack, bench, draw, eval, explain, finetune, generate, run, style, vqgan, weights,
+    attack,
+    bench,
+    draw,
+    eval,
+    explain,
+    finetune,
+    generate,
+    run,
+    style,
+    vqgan,
+    weights,
 )  # fmt: skip
 from .commands.options import INTERRUPTED
 from .errors import ClipagError
