@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from clipag_plugins import sampler
 from clipag_plugins.ascent import Ascent
+from clipag_plugins.evaluation import similarities_and_ranks
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.guide import text_target
@@ -75,13 +76,13 @@ def read_pictures(folder: Path, prompts: list[str]) -> torch.Tensor:
 
 def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -> dict[str, float]:
     """Judge pictures of the first of `every` prompts; all of them are the candidates."""
-    similarity = judge.similarity(images, every)
-    own = torch.arange(len(images))
-    rank = (similarity > similarity[own, own][:, None]).sum(1)
+    similarity, rank = similarities_and_ranks(
+        judge.embed_images(images), judge.embed_texts(every), torch.arange(len(images))
+    )
     return {
         "R-Prec": (rank == 0).float().mean().item(),
         "top 5": (rank < 5).float().mean().item(),
-        "similarity": similarity[own, own].mean().item(),
+        "similarity": similarity.mean().item(),
     }
 
 

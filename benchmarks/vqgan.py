@@ -15,17 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
+from tqdm import tqdm
 
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.integrations import vqgan
+from clipag_plugins.integrations import cutouts, vqgan
 from clipag_plugins.integrations.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan_weights import load_vqgan
 from clipag_plugins.model import load_clipag, normalize
 from clipag_plugins.sampler import save_png, to_pil
 
 from . import evaluator
-from .quality import judged
+from .contact_sheet import write_sheet
+from .quality import digest_of, judged, read_pictures, write_results
 
+FIGURE = Path("examples/vqgan.png")
+SHOWN, COLUMNS = 8, 2
 REPEATS = 10
 
 
@@ -38,12 +43,17 @@ def seconds(work: Callable[[], torch.Tensor]) -> float:
     return (time.perf_counter() - began) / REPEATS
 
 
-def timed(steps: int, side: int) -> None:
+def timed(options: argparse.Namespace) -> None:
     """Print the time of a drawing and of a step's parts as JSON."""
-    model, drawing, views = load_clipag(), load_vqgan(), Cutouts()
-    vqgan.draw("a green frog", model, drawing, steps=1, size=(side, side), progress=False)
+    steps, side = options.steps, options.side
+    model, drawing, views = load_clipag(), load_vqgan(), Cutouts(options.views)
+    vqgan.draw(
+        "a green frog", model, drawing, steps=1, size=(side, side), views=views, progress=False
+    )
     began = time.perf_counter()
-    vqgan.draw("a green frog", model, drawing, steps=steps, size=(side, side), progress=False)
+    vqgan.draw(
+        "a green frog", model, drawing, steps=steps, size=(side, side), views=views, progress=False
+    )
     whole = time.perf_counter() - began
 
     canvas = vqgan.VqganCanvas(drawing, vqgan.starting_latent(drawing, (side, side)))
@@ -66,24 +76,50 @@ def timed(steps: int, side: int) -> None:
     print(json.dumps(figures, indent=1))
 
 
-def compare(count: int, steps: int, side: int, seed: int, work: Path) -> None:
-    """Draw the first `count` seen captions with both models, and print what the judge says."""
-    judge, drawing = evaluator.load(), load_vqgan()
+def draw_prompts(name: str, prompts: list[str], folder: Path, options: argparse.Namespace) -> None:
+    """Draw the prompts that have no picture {prompt}.png in `folder` yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, drawing = load_clipag(name), load_vqgan()
+    missing = [prompt for prompt in prompts if not (folder / f"{prompt}.png").exists()]
+    for prompt in tqdm(missing, desc=str(folder), unit="picture"):
+        ascent = vqgan.draw(
+            prompt,
+            model,
+            drawing,
+            steps=options.steps,
+            size=(options.side, options.side),
+            seed=options.seed,
+            views=Cutouts(options.views),
+            progress=False,
+        )
+        if ascent.interrupted:
+            raise KeyboardInterrupt
+        save_png(to_pil(ascent.images[0]), folder / f"{prompt}.png", {})
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Draw with both models, judge, and write table and figure."""
+    judge = evaluator.load()
     every = read_concepts(SPLIT_FOLDER / "seen.txt")
+    prompts = every[: options.prompts]
+    rows, folders = [], []
     for name in ("clip-mini", "clipag-mini"):
-        model, folder = load_clipag(name), work / f"{name}-{steps}-{side}-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        images = []
-        for prompt in every[:count]:
-            ascent = vqgan.draw(
-                prompt, model, drawing, steps=steps, size=(side, side), seed=seed, progress=False
-            )
-            if ascent.interrupted:
-                raise KeyboardInterrupt
-            save_png(to_pil(ascent.images[0]), folder / f"{prompt}.png", {})
-            images.append(ascent.images[0])
-        row = {"model": name, **judged(judge, torch.stack(images), every)}
-        print(json.dumps(row), flush=True)
+        made_by = digest_of(name, vqgan, cutouts)
+        settings = f"{options.steps}-{options.side}-{options.views}-{options.seed}"
+        folder = options.work / f"{name}-{made_by}-{settings}"
+        draw_prompts(name, prompts, folder, options)
+        folders.append(folder)
+        rows.append({"model": name, **judged(judge, read_pictures(folder, prompts), every)})
+        print(json.dumps(rows[-1]), flush=True)
+    is_whole = options.prompts == len(every)
+    figure = FIGURE if is_whole else options.work / FIGURE.name
+    shown = prompts[:SHOWN]
+    pictures = [[Image.open(folder / f"{prompt}.png") for prompt in shown] for folder in folders]
+    write_sheet(figure, shown, pictures, COLUMNS)
+    print(figure)
+    if is_whole:
+        kept = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
+        write_results("vqgan", kept, rows)
 
 
 if __name__ == "__main__":
@@ -91,10 +127,11 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, help="judge this many of the 100 seen captions")
     parser.add_argument("--steps", type=int, default=vqgan.STEPS)
     parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--views", type=int, default=vqgan.EMBEDDED.views)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/vqgan"))
     options = parser.parse_args()
     if options.prompts is None:
-        timed(options.steps, options.side)
+        timed(options)
     else:
-        compare(options.prompts, options.steps, options.side, options.seed, options.work)
+        compare(options)

@@ -1,9 +1,21 @@
 """Canvases: whatever renders an image from parameters. They know nothing of CLIP."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class Optimizer(Protocol):
+    """What the loop asks of an optimiser: torch's all are such."""
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+
+    def step(self) -> Any:
+        """Move the parameters along their gradients."""
 
 
 class Canvas(nn.Module, ABC):
@@ -16,7 +28,7 @@ class Canvas(nn.Module, ABC):
     def render(self) -> Tensor:
         """Return images (B, 3, H, W), RGB, in [0, 1], differentiable in the parameters."""
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Return the optimiser that suits the parameters."""
         return torch.optim.Adam(self.parameters(), lr=0.05)
 
@@ -33,12 +45,15 @@ class Canvas(nn.Module, ABC):
         return {}
 
 
-class NormalizedGradient(torch.optim.Optimizer):
+class NormalizedGradient:
     """Steps of fixed L2 length along each image's own gradient direction.
 
     The length of a gradient says how steep the similarity is, not how far to go; with
     robust towers, steps along its direction alone give the cleanest shapes (Santurkar et
     al., "Image Synthesis with a Single (Robust) Classifier", 2019).
+
+    It is no `torch.optim.Optimizer`, since the first of these in a process imports all of
+    torch's compiler, which takes longer than a picture.
 
     Args:
         params: tensors whose first dimension runs over images.
@@ -46,25 +61,31 @@ class NormalizedGradient(torch.optim.Optimizer):
         momentum: share of the previous direction that is kept.
     """
 
-    def __init__(self, params: list[nn.Parameter], step_size: float, momentum: float = 0.0):
-        super().__init__(params, {"lr": step_size, "momentum": momentum})
+    def __init__(self, params: Sequence[nn.Parameter], step_size: float, momentum: float = 0.0):
+        self.params = list(params)
+        self.step_size = step_size
+        self.momentum = momentum
+        self.directions: dict[nn.Parameter, Tensor] = {}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.params:
+            parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Move every parameter one step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                gradient = parameter.grad.flatten(1)
-                length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-                direction = (gradient / length).view_as(parameter)
-                if group["momentum"]:
-                    state = self.state[parameter]
-                    if "direction" in state:
-                        direction = direction + group["momentum"] * state["direction"]
-                    state["direction"] = direction
-                parameter.sub_(group["lr"] * direction)
+        for parameter in self.params:
+            if parameter.grad is None:
+                continue
+            gradient = parameter.grad.flatten(1)
+            length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
+            direction = (gradient / length).view_as(parameter)
+            if self.momentum:
+                if parameter in self.directions:
+                    direction = direction + self.momentum * self.directions[parameter]
+                self.directions[parameter] = direction
+            parameter.sub_(self.step_size * direction)
 
 
 class PixelCanvas(Canvas):
@@ -86,7 +107,7 @@ class PixelCanvas(Canvas):
         """Return the pixels, (B, 3, H, W)."""
         return self.pixels
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Return steps along the normalised gradient."""
         length = self.step_size * self.pixels[0].numel() ** 0.5
         return NormalizedGradient([self.pixels], length, self.momentum)
@@ -104,7 +125,7 @@ class ThresholdedCanvas(PixelCanvas):
     thresholding, Saharia et al. 2022), and gradients are clipped to norm 0.001.
     """
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Return the notebook's AdamW."""
         optimizer = torch.optim.AdamW([self.pixels], lr=0.0175)
 

@@ -1,27 +1,20 @@
 """Fetch files from the Hugging Face Hub and from Zenodo; check them before they are used."""
 
 import hashlib
-import json
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from .errors import ClipagError
 from .files import write_beside
 
 ZENODO = "https://zenodo.org"
-TIMEOUT = 30  # seconds without a byte
 BY_HAND = (
     "put its open_clip_config.json and open_clip_model.safetensors into a folder and give that "
     "as the model; clipag-mini works now, without a download"
 )
-ATTEMPTS = 5  # how often a cut connection is taken up again
 
 
 def cache_folder(root: str | Path | None = None) -> Path:
@@ -137,26 +130,23 @@ def zenodo_file(record: str, filename: str, folder: Path) -> Path:
         if note.is_file() and note.read_text(encoding="utf-8").strip() != sha256(target):
             raise ClipagError(f"{target} is damaged: remove it and pull again.")
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{filename}.lock"):
-            if target.is_file():  # another process was faster
-                return target
-            partial = folder / f"{filename}.part"
-            size, algorithm, checksum = _zenodo_entry(record, filename)
-            _fetch(f"{ZENODO}/records/{record}/files/{filename}?download=1", partial, size)
-            if _digest(partial, algorithm) != checksum:
-                partial.unlink()
-                raise ClipagError(f"{filename} arrived damaged and was thrown away: pull again.")
-            with write_beside(note) as temporary:
-                temporary.write_text(sha256(partial) + "\n", encoding="utf-8")
-            partial.replace(target)
-    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise ClipagError(
-            f"Zenodo cannot be reached ({getattr(error, 'reason', None) or type(error).__name__}): "
-            f"fetch {filename} from record {record} elsewhere and put it at {target}; clipag-mini "
-            "works now, without a download."
-        ) from error
+    remedy = (
+        f"fetch {filename} from record {record} elsewhere and put it at {target}; clipag-mini "
+        "works now, without a download"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with hub_errors("Zenodo", remedy), FileLock(folder / f"{filename}.lock"):
+        if target.is_file():  # another process was faster
+            return target
+        partial = folder / f"{filename}.part"
+        size, algorithm, checksum = _zenodo_entry(record, filename)
+        _fetch(f"{ZENODO}/records/{record}/files/{filename}?download=1", partial, size)
+        if _digest(partial, algorithm) != checksum:
+            partial.unlink()
+            raise ClipagError(f"{filename} arrived damaged and was thrown away: pull again.")
+        with write_beside(note) as temporary:
+            temporary.write_text(sha256(partial) + "\n", encoding="utf-8")
+        partial.replace(target)
     return target
 
 
@@ -171,82 +161,50 @@ def web_file(url: str, target: Path) -> Path:
     """
     from filelock import FileLock
 
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.is_file():
-                partial = target.with_name(f"{target.name}.part")
-                _fetch(url, partial, _length(url))
-                partial.replace(target)
-    except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise ClipagError(
-            f"{url} cannot be reached ({getattr(error, 'reason', None) or type(error).__name__}): "
-            f"fetch it elsewhere and put it at {target}."
-        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        hub_errors(url, f"fetch it elsewhere and put it at {target}"),
+        FileLock(f"{target}.lock"),
+    ):
+        if not target.is_file():
+            partial = target.with_name(f"{target.name}.part")
+            _fetch(url, partial)
+            partial.replace(target)
     return target
-
-
-def _length(url: str) -> int:
-    """Ask a server for a file's length, by way of its first byte."""
-    with _open(urllib.request.Request(url, headers={"Range": "bytes=0-0"})) as answer:
-        told = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        told = told or answer.headers.get("Content-Length", "")
-    if not told.isdigit():
-        raise urllib.error.URLError("the server does not tell its length")
-    return int(told)
-
-
-def _open(request: urllib.request.Request) -> Any:
-    """Ask a server, unless the user has said to stay offline."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise urllib.error.URLError("HF_HUB_OFFLINE is set")
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
 
 
 def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:
     """Return a file's size, checksum algorithm and checksum."""
-    with _open(urllib.request.Request(f"{ZENODO}/api/records/{record}")) as answer:
-        try:
-            entry = next(e for e in json.load(answer)["files"] if e["key"] == filename)
-            algorithm, checksum = entry["checksum"].split(":")
-            return int(entry["size"]), algorithm, checksum
-        except (StopIteration, LookupError, TypeError, AttributeError, ValueError) as error:
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    answer = get_session().get(f"{ZENODO}/api/records/{record}")
+    hf_raise_for_status(answer)
+    try:
+        entry = next(e for e in answer.json()["files"] if e["key"] == filename)
+        algorithm, checksum = entry["checksum"].split(":")
+        return int(entry["size"]), algorithm, checksum
+    except (StopIteration, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ClipagError(
+            f"Zenodo's answer names no file {filename} in record {record}: see "
+            f"{ZENODO}/records/{record}."
+        ) from error
+
+
+def _fetch(url: str, partial: Path, size: int | None = None) -> None:
+    """Download to `partial`, from where it ends; `size` is what it should have in the end."""
+    from huggingface_hub import errors
+    from huggingface_hub.file_download import http_get
+
+    try:
+        with partial.open("ab") as file:
+            http_get(url, file, resume_size=file.tell(), expected_size=size)
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code == 416:  # nothing follows where it ends
+            partial.unlink()
             raise ClipagError(
-                f"Zenodo's answer names no file {filename} in record {record}: see "
-                f"{ZENODO}/records/{record}."
+                f"{partial} was no part of {url} and has been removed: pull it again."
             ) from error
-
-
-def _fetch(url: str, partial: Path, size: int) -> None:
-    """Download to `partial`, from where it ends, until it has `size` bytes."""
-    from tqdm import tqdm
-
-    for attempt in range(ATTEMPTS):
-        have = partial.stat().st_size if partial.exists() else 0
-        if have >= size:
-            return
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"})
-        try:
-            with _open(request) as answer:
-                if answer.status != 206:  # the server starts over
-                    have = 0
-                with (
-                    partial.open("ab" if have else "wb") as file,
-                    tqdm(total=size, initial=have, unit="B", unit_scale=True) as bar,
-                ):
-                    while have < size and (chunk := answer.read(min(2**20, size - have))):
-                        file.write(chunk)
-                        have += len(chunk)
-                        bar.update(len(chunk))
-        except urllib.error.HTTPError:
-            raise
-        except (HTTPException, OSError):
-            if attempt == ATTEMPTS - 1:
-                raise
-    if partial.stat().st_size < size:
-        raise urllib.error.URLError(f"the connection was cut {ATTEMPTS} times")
+        raise
 
 
 def sha256(path: Path) -> str:

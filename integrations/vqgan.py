@@ -6,7 +6,7 @@ the choice of codes, straight through.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,31 @@ from ..errors import ClipagError
 from ..guide import Guide, MakeViews, Target, image_target, text_target
 from ..model import INPUT_RESOLUTION, ClipagModel
 from ..sampler import LARGEST, SMALLEST, from_pil, read_picture, seeds_of, starting_images
+from . import vqgan_weights
 from .cutouts import Cutouts
 from .prompts import Prompt, parse_prompts, parse_scenes
 
 STEPS = 200
-RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a VQGAN is led best, where nobody says otherwise."""
+
+    init: str
+    rate: float
+    views: int
+
+
+GENERATE_PY = Settings("noise", 0.1, 32)  # nerdyrodent's, for the public VQGANs
+# On the embedded one, the judge of benchmarks/ named 25 % of 24 captions that no reported figure
+# uses; with the settings above, 17 %.
+EMBEDDED = Settings("gmm", 0.05, 16)
+
+
+def settings_for(model: nn.Module) -> Settings:
+    """Return the default settings of a VQGAN."""
+    return EMBEDDED if getattr(model, "name", None) == vqgan_weights.EMBEDDED else GENERATE_PY
 
 
 def draw(
@@ -37,8 +57,8 @@ def draw(
     seed: int = 0,
     size: tuple[int, int] = (INPUT_RESOLUTION, INPUT_RESOLUTION),
     views: MakeViews | None = None,
-    init: str | Path = "noise",
-    rate: float = RATE,
+    init: str | Path | None = None,
+    rate: float | None = None,
     change_every: int | None = None,
     prefix: str = "",
     truncate: bool = False,
@@ -58,10 +78,11 @@ def draw(
         steps: updates, over all scenes.
         seed: the same seed gives the same picture on the same machine.
         size: (width, height) in pixels.
-        views: what the guide looks at; by default `Cutouts()`.
+        views: what the guide looks at; by default `Cutouts`, as many as `settings_for(vqgan)`.
         init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
-            "pixels", "gradient" or a picture: see `starting_latent`.
-        rate: learning rate of Adam.
+            "pixels", "gradient" or a picture: see `starting_latent`. By default what suits
+            the VQGAN.
+        rate: learning rate of Adam; by default what suits the VQGAN.
         change_every: updates a scene, around and around; by default the steps are shared
             out among the scenes.
         prefix: put before every text.
@@ -79,6 +100,10 @@ def draw(
     if steps < 1 or (change_every is not None and change_every < 1):
         raise ClipagError(f"steps is {min(steps, change_every or steps)}: choose at least 1.")
     (seed,) = seeds_of(seed)
+    settings = settings_for(vqgan)
+    init = settings.init if init is None else init
+    rate = settings.rate if rate is None else rate
+    views = Cutouts(settings.views) if views is None else views
     if not 0 < rate < float("inf"):
         raise ClipagError(f"The learning rate is {rate}: choose a number above 0.")
     scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
@@ -102,7 +127,7 @@ def draw(
         guide = Guide(
             model,
             [targets[scene]],
-            views or Cutouts(),
+            views,
             seeds=[seed + done],
             spherical=True,
             precision=precision,

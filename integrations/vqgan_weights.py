@@ -77,6 +77,8 @@ LARGEST, DEEPEST = 1_000_000, 16
 def load_vqgan(name: str | Path = EMBEDDED, config: str | Path | None = None) -> nn.Module:
     """Load a VQGAN as taming's own `VQModel` or `GumbelVQ`, frozen, on the CPU.
 
+    The embedded one has a `name`, so that `vqgan.settings_for` knows it.
+
     Args:
         name: "vqgan-mini", a name of `VQGANS`, a checkpoint file, a folder, or a repository of
             the Hub as "owner/name" with taming's yaml and checkpoint in it.
@@ -91,7 +93,9 @@ def load_vqgan(name: str | Path = EMBEDDED, config: str | Path | None = None) ->
         raise ClipagError(f"There is no checkpoint {known} for the config {config}.")
     if known == EMBEDDED:
         entry = hub.embedded_config()["vqgan"]
-        return _build(entry["model_cfg"], hub.embedded_file(entry["weights"]), EMBEDDED)
+        embedded = _build(entry["model_cfg"], hub.embedded_file(entry["weights"]), EMBEDDED)
+        embedded.name = EMBEDDED
+        return embedded
     if known in VQGANS:
         return read_vqgan(*_files(pull_vqgan(known)))
     if path.is_file():

@@ -93,6 +93,8 @@ def here(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # What is cut within a chunk is fetched again; 10 MB would be more than these files.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**14)
     monkeypatch.setattr(download, "ZENODO", server.address)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("HF_TOKEN", raising=False)

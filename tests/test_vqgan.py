@@ -398,6 +398,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # What is cut within a chunk is fetched again; 10 MB would be more than these files.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**14)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     path = pair(tmp_path)
     for name in ("1/model.yaml", "me/vqgan/configs/model.yaml"):

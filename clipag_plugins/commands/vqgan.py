@@ -46,17 +46,19 @@ def add(commands: Commands) -> None:
     add("-sd", "--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
     add("-s", "--size", type=int, nargs="+", default=[224], metavar=("W", "H"),
         help="width and height in pixels, or one for both (default: 224)")  # fmt: skip
-    add("-cuts", "--views", "--num_cuts", type=int, help="views an update")
+    add("-cuts", "--views", "--num_cuts", type=int,
+        help="views an update (default: what suits the VQGAN)")  # fmt: skip
     add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
         help="how views are cut: latest, original, updated, nrupdated, updatedpooling")  # fmt: skip
     add("-cutp", "--cut-power", "--cut_power", type=float, default=1.0,
         help="of random crops: above 1 they are rather small (default: %(default)s)")  # fmt: skip
     add("-aug", "--augments", nargs="+", metavar="NAME",
         help="what latest and nrupdated do to views: Ji Sh Gn Pe Ro Af Et Ts Cr Er Re")  # fmt: skip
-    add("-in", "-ii", "--init", "--init_noise", "--init_image", default="noise",
-        metavar="noise|pixels|gradient|IMAGE",
-        help="where to start (default: %(default)s)")  # fmt: skip
-    add("-lr", "--rate", "--learning_rate", type=float, help="learning rate")
+    add("-in", "-ii", "--init", "--init_noise", "--init_image",
+        metavar="gmm|noise|pixels|gradient|IMAGE",
+        help="where to start (default: what suits the VQGAN)")  # fmt: skip
+    add("-lr", "--rate", "--learning_rate", type=float,
+        help="learning rate (default: what suits the VQGAN)")  # fmt: skip
     add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
         help="length of a scene, around and around (default: all last equally long)")  # fmt: skip
     add_run_options(vqgan)
@@ -90,15 +92,17 @@ def _run(options: argparse.Namespace) -> int:
 
     for prompt in prompts:
         parse_scenes(prompt or options.image_prompts)
+    drawing = load_vqgan(options.vqgan, options.vqgan_config)
+    settings = vqgan.settings_for(drawing)
+    init = settings.init if options.init is None else options.init
     chosen = {
-        "count": options.views,
+        "count": settings.views if options.views is None else options.views,
         "method": options.cut_method,
         "augments": options.augments,
         "power": options.cut_power,
     }
     views = Cutouts(**{name: value for name, value in chosen.items() if value is not None})
     model = load_clipag(options.model, choose_device(options.device))
-    drawing = load_vqgan(options.vqgan, options.vqgan_config)
     steps = vqgan.STEPS if options.steps is None else options.steps
     for prompt, path in zip(prompts, outputs, strict=True):
         trajectory = None if options.trajectory is None else Trajectory(steps)
@@ -113,8 +117,8 @@ def _run(options: argparse.Namespace) -> int:
             seed=options.seed,
             size=(options.size[0], options.size[-1]),
             views=views,
-            init=options.init,
-            rate=vqgan.RATE if options.rate is None else options.rate,
+            init=init,
+            rate=options.rate,
             change_every=options.change_every,
             prefix=options.prefix,
             truncate=options.truncate,
@@ -130,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
             "model": model.name,
             "vqgan": options.vqgan,
             "steps": ascent.steps,
-            "init": options.init,
+            "init": init,
             "Software": "clipag-plugins",
         }
         save_png(
