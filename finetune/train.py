@@ -256,8 +256,9 @@ def _save(out: Path, step: int, parts: dict[str, Any], keep: int) -> None:
     try:
         checkpoint.save_in(out, step, parts, keep)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
+        reason = str(error).splitlines()[0]
         raise ClipagError(
-            f"The checkpoint of step {step} cannot be written to {out} ({error}): make room and "
+            f"The checkpoint of step {step} cannot be written to {out} ({reason}): make room and "
             "give the same command again. The checkpoints before it are kept."
         ) from error
 
@@ -282,7 +283,7 @@ def keep_no_activations(tower: nn.Module) -> None:
     )
 
     def is_block(module: nn.Module) -> bool:
-        return type(module).__name__.endswith("Block")
+        return type(module).__name__.endswith(("Block", "Bottleneck"))
 
     apply_activation_checkpointing(tower, check_fn=is_block)
 
