@@ -1,6 +1,6 @@
 """The one loop: change what renders an image until the guide likes the image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from .canvas import Canvas, Optimizer
 from .guide import Guide
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
+Penalty = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Ascent:
 
     Attributes:
         images: the best iterate of each image, (B, 3, H, W) in [0, 1].
-        losses: the guide's loss of each best iterate, (B,).
+        losses: the loss of each best iterate, (B,): the guide's, and the penalties.
         steps: steps that were taken.
         interrupted: Ctrl-C ended it early.
         state: the canvas' `state()` at the best iterate of each image, for
@@ -40,6 +41,7 @@ def ascend(
     optimizer: Optimizer | None = None,
     callback: Callback | None = None,
     progress: bool = True,
+    penalties: Sequence[Penalty] = (),
 ) -> Ascent:
     """Raise the guide's similarity of what the canvas renders, keeping the best iterate.
 
@@ -51,7 +53,10 @@ def ascend(
         callback: called as `callback(step, images, losses)` before each update and once
             after the last, with images (B, 3, H, W) and losses (B,); a true return value
             ends the ascent.
-        progress: show a progress bar.
+        progress: show a progress bar; its number is the guide's alone.
+        penalties: what else counts, each from images (B, 3, H, W) to (B,), its weight
+            included: how far a picture is from its content, how rough it is, or another
+            guide's `loss`. They are added to the guide's loss.
 
     Returns:
         The best iterate of each image. Ctrl-C ends the loop and keeps the best so far.
@@ -71,15 +76,16 @@ def ascend(
         # One look more than there are steps: the last update is judged too.
         for step in range(steps + 1):
             images = canvas.render()
-            losses = guide.loss(images)
+            guided = guide.loss(images)
+            losses = guided + sum(penalty(images) for penalty in penalties)
             shown, reached = images.detach().clamp(0, 1), losses.detach()
             better = reached < result.losses
             result.images[better] = shown[better]
             result.losses[better] = reached[better]
             for name, values in canvas.state().items():
                 result.state[name][better] = values.detach()[better]
-            mean = reached.mean().item()
-            if guide.spherical:
+            mean = guided.detach().mean().item()
+            if guide.is_distance:
                 bar.set_postfix(distance=f"{mean:.3f}")
             else:
                 bar.set_postfix(similarity=f"{-mean:.3f}")

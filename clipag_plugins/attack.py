@@ -93,14 +93,14 @@ def pgd(
     loss: Callable[[Tensor], Tensor],
     threat_model: ThreatModel,
     generator: torch.Generator | None = None,
-    random_start: bool = True,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
 
     `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
-    Without a random start the attack begins at the images themselves.
+    The search begins at `start` (B, 3, H, W), by default at a random point of the ball.
     """
-    perturbed = threat_model.random_start(images, generator) if random_start else images.clone()
+    perturbed = threat_model.random_start(images, generator) if start is None else start.clone()
     for _ in range(threat_model.steps):
         perturbed.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
@@ -153,5 +153,5 @@ def attack(
         targets = [text_target(model, towards, weight=-1.0)]
     # A guide's loss falls with the similarity; the attack raises it.
     guide = Guide(model, [targets] * len(images), precision="float32")
-    from_image = towards is not None
-    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, not from_image)
+    start = None if towards is None else images
+    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start)

@@ -37,12 +37,22 @@ class Target:
     Attributes:
         embedding: of unit length, (D,).
         weight: how much it counts; below 0 it leads away.
-        stop: the spherical distance, signed as the weight, at which it stops leading.
+        stop: the distance, signed as the weight, at which it stops leading: the spherical
+            distance, or with a source 1 − cosine (CLIPStyler's threshold).
+        source: where the image comes from, of unit length, (D,). The embedding is then not a
+            place but a direction: that from the source to the image should be parallel to it
+            (StyleGAN-NADA, Gal et al. 2022; CLIPStyler, Kwon & Ye 2022).
     """
 
     embedding: Tensor
     weight: float = 1.0
     stop: float = -math.inf
+    source: Tensor | None = None
+
+
+# A move in CLIP's space that is shorter than this has no direction yet: it counts in proportion.
+# A unit of length is a whole embedding, and one pixel's gradient would have no bound else.
+SHORTEST = 0.1
 
 
 class Guide:
@@ -66,7 +76,8 @@ class Guide:
 
     Raises:
         ClipagError: `precision`, `max_views` or `compile` is not possible, there is no target,
-            or one has a `stop` and the cosine is the measure.
+            one has a `stop` where the cosine to a place is the measure, or a `source` where
+            the angle is.
     """
 
     def __init__(
@@ -98,18 +109,27 @@ class Guide:
         flat = [target for image_targets in targets for target in image_targets]
         if not flat:
             raise ClipagError("There is no target: give each image at least one.")
-        if not spherical and any(target.stop != -math.inf for target in flat):
+        sources = any(target.source is not None for target in flat)
+        if not spherical and not sources and any(target.stop != -math.inf for target in flat):
             raise ClipagError("A target's stop is a spherical distance: guide by spherical=True.")
+        if spherical and sources:
+            raise ClipagError("Directions are compared by their cosine: leave spherical out.")
+        self.is_distance = spherical or sources
         # Constant during the ascent, so made only once. Images with fewer targets than others
         # are filled up with such as weigh nothing.
         device, most = flat[0].embedding.device, max(map(len, targets))
-        blank = Target(torch.zeros_like(flat[0].embedding), 0.0)
+        nowhere = torch.zeros_like(flat[0].embedding)
+        blank = Target(nowhere, 0.0)
         table = [[*row, *[blank] * (most - len(row))] for row in targets]
         self._embeddings = torch.stack(
             [torch.stack([t.embedding for t in row]) for row in table]
         ).detach()  # (B, T, D)
         self._weights = torch.tensor([[t.weight for t in row] for row in table], device=device)
         self._stops = torch.tensor([[t.stop for t in row] for row in table], device=device)
+        self._sources = None
+        if sources:
+            come_from = [[nowhere if t.source is None else t.source for t in r] for r in table]
+            self._sources = torch.stack([torch.stack(row) for row in come_from]).detach()
         # None stands for torch's global generator.
         self._seeds: list[int | None] = [None] * len(targets) if seeds is None else [*seeds]
         self._streams: dict[int | None, Tensor] = {
@@ -121,7 +141,8 @@ class Guide:
 
         It is Σ_v w_v · (−Σ_t w_t · cos(view v, target t)): the cosine loss of CLIPAG's
         sampler (supplement, section 1.3), averaged over views. If spherical, it is
-        Σ_v w_v · Σ_t w_t · θ²/2, where θ is the angle between view v and target t.
+        Σ_v w_v · Σ_t w_t · θ²/2, where θ is the angle between view v and target t. If targets
+        have sources, it is Σ_v w_v · Σ_t w_t · (1 − cos(view v − source t, target t)).
         """
         wanted = torch.is_grad_enabled() and images.requires_grad
         losses: Tensor = _Loss.apply(images, self, wanted)
@@ -157,18 +178,27 @@ class Guide:
             losses[rows] = torch.cat(found).view(len(rows), -1).sum(dim=1)
             if gradient is not None:
                 slope = torch.cat(slopes).view_as(views)
-                (gradient[rows],) = torch.autograd.grad(views, part, slope)
+                # Through one number: for a slope to start from, torch would first import sympy.
+                with torch.enable_grad():
+                    along = (views * slope).sum()
+                (gradient[rows],) = torch.autograd.grad(along, part)
         torch.set_rng_state(self._streams.get(None, shared))
         return losses, gradient
 
     def _distance(self, z: Tensor, owners: Tensor) -> Tensor:
         """Return how far (N,) unit embeddings (N, D) are from the targets of images `owners`."""
         embeddings, weights = self._embeddings[owners].float(), self._weights[owners]
-        if not self.spherical:
+        if not self.is_distance:
             return -((embeddings @ z[:, :, None]).squeeze(2) * weights).sum(dim=1)
-        chord = (z[:, None] - embeddings).norm(dim=2)
-        # Just short of opposite, where the gradient of the arc sine has no end.
-        signed = 2 * (chord / 2).clamp(max=1 - 1e-6).asin() ** 2 * weights.sign()
+        if self._sources is not None:
+            move = z[:, None] - self._sources[owners].float()
+            length = move.norm(dim=2).clamp_min(SHORTEST)
+            away = 1 - (move * embeddings).sum(dim=2) / length
+        else:
+            chord = (z[:, None] - embeddings).norm(dim=2)
+            # Just short of opposite, where the gradient of the arc sine has no end.
+            away = 2 * (chord / 2).clamp(max=1 - 1e-6).asin() ** 2
+        signed = away * weights.sign()
         # Below the stop the distance still counts, and no gradient comes of it.
         led = signed.maximum(self._stops[owners])
         distance: Tensor = (weights.abs() * (signed.detach() + led - led.detach())).sum(dim=1)
@@ -216,11 +246,56 @@ def text_target(
     Raises:
         ClipagError: the prompt is empty, or over 77 tokens and `truncate` is false.
     """
+    return Target(_encode_text(model, text, ["{}"], truncate), weight)
+
+
+@torch.no_grad()
+def style_target(
+    model: ClipagModel,
+    text: str,
+    image: Tensor,
+    weight: float = 1.0,
+    *,
+    threshold: float = 0.0,
+    source_text: str = "a Photo",
+    templates: Sequence[str] | None = None,
+    truncate: bool = False,
+) -> Target:
+    """Encode CLIPStyler's directional target: from `source_text` to `text`, away from `image`.
+
+    Args:
+        model: the CLIP that guides.
+        text: the style, as "a watercolor painting with purple brush".
+        image: what is styled, (3, H, W) in [0, 1].
+        weight: how much it counts.
+        threshold: views nearer than this, in 1 − cosine, stop leading (the paper's 0.7).
+        source_text: what the image is, in words.
+        templates: sentences with {} for a text, over which both texts are averaged; by default
+            the 80 that OpenAI's CLIP was tested with on ImageNet.
+        truncate: cut texts of more than 77 tokens instead of refusing them.
+
+    Raises:
+        ClipagError: a text is empty, too long, or both mean the same.
+    """
+    if templates is None:
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+    to, source = (_encode_text(model, t, templates, truncate) for t in (text, source_text))
+    if (to - source).norm() < 1e-3:
+        raise ClipagError(f"{text!r} is to the model what {source_text!r} is: name a style.")
+    place = image_target(model, image).embedding
+    return Target(F.normalize(to - source, dim=0), weight, threshold, place)
+
+
+def _encode_text(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
+    """Return the unit embedding (D,) of a text: the average over what the templates make of it."""
     if not text.strip():
         raise ClipagError(f"The prompt {text!r} is empty: say what to draw.")
     try:
         text.encode("utf-8")
-        tokens = tokenize(text, truncate=truncate)
+        texts = [template.replace("{}", text) for template in templates]
+        tokens = tokenize(texts, truncate=truncate)
     except UnicodeEncodeError as error:
         raise ClipagError(f"The prompt {text!r} is not valid text: type it as UTF-8.") from error
     except RuntimeError as error:
@@ -228,8 +303,8 @@ def text_target(
             f"The prompt {text[:40]!r}… has more than {model.context_length} tokens: "
             "shorten it, or cut it with --truncate."
         ) from error
-    z = model.encode_text(tokens.to(model.device))[0]
-    return Target(F.normalize(z, dim=-1), weight)
+    z = F.normalize(model.encode_text(tokens.to(model.device)), dim=-1)
+    return F.normalize(z.mean(dim=0), dim=-1)
 
 
 @torch.no_grad()

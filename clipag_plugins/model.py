@@ -16,12 +16,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INPUT_RESOLUTION = 224
 
 
-def resample(image: Tensor, side: int) -> Tensor:
-    """Bring images (B, 3, H, W) to (B, 3, side, side); those of that size pass unchanged."""
-    if image.shape[-2:] == (side, side):
+def resample(image: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Bring images (B, 3, H, W) to a side, or to (height, width); if they are, they pass."""
+    size = (size, size) if isinstance(size, int) else size
+    if image.shape[-2:] == size:
         return image
     # In float32: antialiasing has no half precision on the CPU.
-    resized = F.interpolate(image.float(), size=(side, side), mode="bilinear", antialias=True)
+    resized = F.interpolate(image.float(), size=size, mode="bilinear", antialias=True)
     return resized.to(image.dtype)
 
 

@@ -28,6 +28,7 @@ from .views import Views, one_view
 
 SMALLEST, LARGEST = 16, 2048
 LARGEST_PICTURE = 64_000_000  # pixels of a picture that is read
+ANIMATIONS = ("GIF", "PNG", "WEBP")  # other formats of several pictures hold pages or previews
 CANDIDATES_A_CLASS = 2
 MOST_VIEWS = 4096
 
@@ -244,6 +245,20 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         ClipagError: it is missing, not a picture, or larger than a picture should be.
     """
+    return on_white(read_rgba(path))
+
+
+def read_rgba(path: Path, still: bool = False) -> Image.Image:
+    """Read a picture as RGBA, turned as its EXIF says; of an animation, the first frame.
+
+    Args:
+        path: a file in any format that Pillow knows, of 8 or 16 bits a channel.
+        still: refuse animations instead.
+
+    Raises:
+        ClipagError: it is missing, not a picture that can be read, or larger than a picture
+            should be.
+    """
     try:
         with Image.open(path) as file:
             # Judged by the header, before a single pixel is decoded.
@@ -252,7 +267,14 @@ def read_picture(path: Path) -> Image.Image:
                     f"{path} has {file.width} × {file.height} pixels: "
                     f"shrink it to at most {LARGEST_PICTURE // 1_000_000} megapixels."
                 )
-            return upright(file)
+            if still and file.format in ANIMATIONS and getattr(file, "is_animated", False):
+                raise ClipagError(
+                    f"{path} is an animation: write its frames as pictures to a folder, and name "
+                    "the folder."
+                )
+            return _rgba(file)
+    except ClipagError:  # a ValueError too
+        raise
     except FileNotFoundError as error:
         raise ClipagError(f"There is no picture at {path}.") from error
     except Image.DecompressionBombError as error:
@@ -281,9 +303,23 @@ def read_square(path: Path, side: int) -> Tensor:
 
 def upright(picture: Image.Image) -> Image.Image:
     """Return a picture as RGB, turned as its EXIF says and on white."""
-    turned = ImageOps.exif_transpose(picture).convert("RGBA")
-    white = Image.new("RGBA", turned.size, "white")
-    return Image.alpha_composite(white, turned).convert("RGB")
+    return on_white(_rgba(picture))
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """Return an RGBA picture as RGB, on white."""
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _rgba(picture: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(picture)
+    if turned.mode == "F":
+        raise ClipagError("The picture's pixels are floating-point: save it with 8 or 16 bits.")
+    if turned.mode.startswith("I"):
+        # 16 bits: Pillow would cut off all that is above 255.
+        turned = Image.fromarray((np.array(turned) / 257).clip(0, 255).astype(np.uint8))
+    return turned.convert("RGBA")
 
 
 def from_pil(picture: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -24,13 +24,15 @@ class Views:
     Args:
         global_views: copies of the whole image, shifted, rescaled and recoloured.
         patch_views: random square crops.
-        patch: side of a crop, as a share of the image's side.
+        patch: side of a crop, as a share of the image's shorter side.
         patch_weight: weight of a patch view's loss; a global view's is 1.
         noise: standard deviation of Gaussian noise on every view.
         translate: largest shift, as a share of the side (DiffAugment: 0.125).
         scale: range of the rescaling (DiffAugment: 0.8 to 1.2).
         brightness, contrast, saturation: strength of the recolouring.
         cutout: side of the square that is blanked out, as a share of the side; 0 for none.
+        perspective: how far a crop's corners move inwards, as a share of half its side: the
+            `distortion_scale` of torchvision's RandomPerspective (CLIPStyler: 0.5).
     """
 
     global_views: int = 32
@@ -44,6 +46,7 @@ class Views:
     contrast: float = 0.5
     saturation: float = 1.0
     cutout: float = 0.5
+    perspective: float = 0.0
 
     @property
     def count(self) -> int:
@@ -55,7 +58,7 @@ class Views:
         """What is done to global views and to patch views, in order; nothing that does nothing."""
         import kornia.augmentation as K  # here, since it takes a second to import
 
-        jitter, pose, cut = [], [], []
+        jitter, pose, cut, tilt = [], [], [], []
         if self.brightness or self.contrast or self.saturation:
             ranges = [
                 (max(0.0, 1 - strength), 1 + strength)
@@ -68,7 +71,9 @@ class Views:
         if self.cutout:
             area = self.cutout**2
             cut = [K.RandomErasing((area, area), (1.0, 1.0), 0.5, p=1.0)]
-        return jitter + pose + cut, jitter + cut
+        if self.perspective:
+            tilt = [K.RandomPerspective(self.perspective, p=1.0)]
+        return jitter + pose + cut, tilt + jitter + cut
 
     def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return every view of every image, and each view's weight.
@@ -90,7 +95,9 @@ class Views:
         if self.patch_views:
             # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
             # no filter, and the full image is filtered once instead of once a view.
-            source = resample(images, min(*images.shape[-2:], round(size / self.patch)))
+            height, width = images.shape[-2:]
+            scale = min(1.0, round(size / self.patch) / min(height, width))
+            source = resample(images, (round(height * scale), round(width * scale)))
             views.append(alike(of_part, self._crops(source, size)))
         result = torch.cat(views, dim=1)
         if self.noise:
@@ -103,9 +110,11 @@ class Views:
     def _crops(self, images: Tensor, size: int) -> Tensor:
         """Cut random squares out of each image by sampling a grid: any number at once."""
         b, n = len(images), self.patch_views
+        height, width = images.shape[-2:]
+        wide, high = (self.patch * min(height, width) / side for side in (width, height))
         pose = torch.zeros(n, 2, 3)
-        pose[:, 0, 0] = pose[:, 1, 1] = self.patch
-        pose[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * (1 - self.patch)
+        pose[:, 0, 0], pose[:, 1, 1] = wide, high
+        pose[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * torch.tensor([1 - wide, 1 - high])
         grid = F.affine_grid(pose.to(images), [n, 3, size, size], align_corners=False)
         # The crops of an image below one another: as one tall grid they need no copy of it.
         tall = grid.view(1, n * size, size, 2).expand(b, -1, -1, -1)

@@ -1,6 +1,8 @@
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +55,19 @@ def interrupt(tmp_path):
         return process.returncode, rest
 
     return call
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A folder that nobody may write to."""
+    if os.geteuid():
+        folder = tmp_path / "locked"
+        folder.mkdir(mode=0o500)
+        return folder
+    folder = Path("/sys")  # root may write anywhere but where the kernel keeps its own
+    if not folder.is_dir():
+        pytest.skip("root may write anywhere")
+    return folder
 
 
 @pytest.fixture(autouse=True)
