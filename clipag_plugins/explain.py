@@ -84,7 +84,7 @@ def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | No
     Raises:
         ClipagError: the tower is of another kind.
     """
-    tower = visual.tower if isinstance(visual, ImageTower) else visual
+    tower: Any = visual.tower if isinstance(visual, ImageTower) else visual
     if isinstance(tower, VisionTransformer):
         return tower.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
     if isinstance(tower, MiniImageTower):
@@ -107,7 +107,8 @@ def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | No
 def _grid(tokens: Tensor, extra: int) -> Tensor:
     """Turn tokens (B, extra + h·w, C) into maps (B, C, h, w)."""
     side = math.isqrt(tokens.shape[1] - extra)
-    return tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+    maps: Tensor = tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+    return maps
 
 
 def _library(module: str) -> Any:

@@ -36,7 +36,8 @@ class ZeroShot(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) at the model's own temperature."""
         z = F.normalize(self.model.encode_image(normalize(images)), dim=-1)
-        return self.model.logit_scale.exp() * z @ self.goals.T
+        logits: Tensor = self.model.logit_scale.exp() * z @ self.goals.T
+        return logits
 
 
 def correct(
@@ -73,7 +74,8 @@ def correct(
     elif attack == "autoattack":
         images = _autoattack(classifier, images, labels, threat_model, seed)
     with torch.no_grad():
-        return classifier(images).argmax(dim=1) == labels
+        kept: Tensor = classifier(images).argmax(dim=1) == labels
+        return kept
 
 
 def _autoattack(
