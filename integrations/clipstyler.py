@@ -44,7 +44,8 @@ class Losses:
         patch: side of a crop, as a share of the picture's shorter side.
         threshold: crops nearer to the style than this, in 1 − cosine, stop leading; 0 is never.
         whole: weight of the whole picture's directional loss.
-        content: whose features hold the content: "clip", the model's own, or "vgg19".
+        content: whose features hold the content: "clip", the model's own, "vgg19", or the name
+            of another model.
         content_weight: weight of the relative change of these features.
         tv: weight of the total variation: along each axis, the mean step from pixel to pixel.
         templates: average the texts over CLIP's 80 ImageNet templates.
