@@ -267,27 +267,32 @@ def train(
     network, optimizer = StyleNetwork().to(model.device), None
     direction: Target | None = None
     done = 0
-    with tqdm(total=steps, unit="step", disable=not progress) as bar:
-        while done < steps:
-            drawn = torch.randint(len(photos), (batch,), generator=generator).tolist()
-            squares = [from_pil(read_picture(photos[i]), (size, size)) for i in drawn]
-            content = torch.stack(squares).to(model.device)
-            # The text's direction is the same for all; where it starts is each photo's own.
-            direction = direction or losses.target(model, text, content[0], truncate)
-            targets = [
-                replace(direction, source=image_target(model, photo).embedding) for photo in content
-            ]
-            guide, penalties = losses.build(
-                model, targets, content, seed + done, precision, max_views
-            )
-            canvas = StyleCanvas(content, network)
-            optimizer = optimizer or canvas.optimizer()  # one for all batches
-            looks = min(LOOKS, steps - done)
-            ascent = ascend(canvas, guide, looks, optimizer, None, False, penalties)
-            done += ascent.steps
-            bar.update(ascent.steps)
-            if ascent.interrupted:
-                break
+    try:
+        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+            while done < steps:
+                drawn = torch.randint(len(photos), (batch,), generator=generator).tolist()
+                squares = [from_pil(read_picture(photos[i]), (size, size)) for i in drawn]
+                content = torch.stack(squares).to(model.device)
+                # The text's direction is the same for all; where it starts is each photo's own.
+                direction = direction or losses.target(model, text, content[0], truncate)
+                targets = [
+                    replace(direction, source=image_target(model, photo).embedding)
+                    for photo in content
+                ]
+                guide, penalties = losses.build(
+                    model, targets, content, seed + done, precision, max_views
+                )
+                canvas = StyleCanvas(content, network)
+                optimizer = optimizer or canvas.optimizer()  # one for all batches
+                looks = min(LOOKS, steps - done)
+                ascent = ascend(canvas, guide, looks, optimizer, None, False, penalties)
+                done += ascent.steps
+                bar.update(ascent.steps)
+                if ascent.interrupted:
+                    break
+    except KeyboardInterrupt:  # between two batches
+        if done == 0:
+            raise
     return network.requires_grad_(False), done
 
 
