@@ -12,6 +12,7 @@ tenth of the unseen pictures, it has not.
 import argparse
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import checkpoint, corpus
 from clipag_plugins.finetune.image import Pictures
+from clipag_plugins.model import INPUT_RESOLUTION
 
 WEIGHTS = Path(__file__).parent / "evaluator.safetensors"
 SIDE = 96
@@ -35,6 +37,9 @@ PEAK_RATE = 1.5e-3
 class Evaluator(nn.Module):
     """Cosine classifier over captions: (B, 3, H, W) in [0, 1] → (B, captions) in [−1, 1]."""
 
+    name = "evaluator"
+    side = INPUT_RESOLUTION
+
     def __init__(self, captions: list[str]):
         super().__init__()
         self.captions = captions
@@ -44,16 +49,26 @@ class Evaluator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the cosine similarity of each image to each caption."""
+        return self._embed(images) @ F.normalize(self.names, dim=1).T
+
+    def _embed(self, images: Tensor) -> Tensor:
         small = F.interpolate(images, size=SIDE, mode="bilinear", antialias=True)
-        z = self.project(self.features(small * 2 - 1))
-        return F.normalize(z, dim=1) @ F.normalize(self.names, dim=1).T
+        return F.normalize(self.project(self.features(small * 2 - 1)), dim=1)
 
     @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return unit-length embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
+        return torch.cat([self._embed(chunk) for chunk in images.split(50)])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit-length embeddings (N, D); raise KeyError for a caption it never learned."""
+        number = {caption: i for i, caption in enumerate(self.captions)}
+        return F.normalize(self.names[[number[text] for text in texts]], dim=1)
+
     def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Return (B, len(prompts)) similarities; raise KeyError for a caption it never learned."""
-        number = {caption: i for i, caption in enumerate(self.captions)}
-        columns = [number[prompt] for prompt in prompts]
-        return torch.cat([self(chunk)[:, columns] for chunk in images.split(50)])
+        return self.embed_images(images) @ self.embed_texts(prompts).T
 
 
 def load() -> Evaluator:
@@ -130,7 +145,8 @@ def train(work: Path, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15
     )
-    parts = {"evaluator": evaluator, "optimizer": optimizer, "schedule": schedule}
+    recipe = checkpoint.Recipe({"seed": seed, "epochs": EPOCHS, "side": SIDE, "lr": PEAK_RATE})
+    parts = {"recipe": recipe, "evaluator": evaluator, "optimizer": optimizer, "schedule": schedule}
     path = work / "evaluator.checkpoint.pt"
     pictures = Pictures(torch.tensor(pixels), SIDE)
     for step in checkpoint.progress(checkpoint.restore(path, parts), steps, "evaluator"):

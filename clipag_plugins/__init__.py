@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .guide import Guide, Target, image_target, text_target
     from .model import ClipagModel, available_models, load, load_clipag
     from .sampler import generate
+    from .smoothing import smooth
     from .tokenizer import tokenize
     from .views import Views, one_view
 
@@ -35,6 +36,7 @@ _HOMES = {
     "load": "model",
     "load_clipag": "model",
     "one_view": "views",
+    "smooth": "smoothing",
     "text_target": "guide",
     "tokenize": "tokenizer",
 }
@@ -58,6 +60,7 @@ __all__ = [
     "load",
     "load_clipag",
     "one_view",
+    "smooth",
     "text_target",
     "tokenize",
 ]

@@ -1,11 +1,16 @@
 """Adversarial attacks: a threat model as an object, and one loop that knows no norm."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .errors import ClipagError
+from .guide import Guide, text_target
+from .model import ClipagModel
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,9 @@ class Linf(ThreatModel):
         return (images + (perturbed - images).clamp(-self.eps, self.eps)).clamp(0, 1)
 
 
+NORMS = {"linf": Linf, "l2": L2}
+
+
 def unit_l2(x: Tensor) -> Tensor:
     """Scale every image of (B, 3, H, W) to L2 length 1."""
     length: Tensor = x.flatten(1).norm(dim=1).clamp_min(1e-12)
@@ -85,15 +93,63 @@ def pgd(
     loss: Callable[[Tensor], Tensor],
     threat_model: ThreatModel,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
 
     `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
+    The search begins at `start` (B, 3, H, W), by default at a random point of the ball.
     """
-    perturbed = threat_model.random_start(images, generator)
+    perturbed = threat_model.random_start(images, generator) if start is None else start.clone()
     for _ in range(threat_model.steps):
         perturbed.requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
         with torch.no_grad():
             perturbed = threat_model.project(threat_model.step(perturbed, gradient), images)
     return perturbed.detach()
+
+
+def threat_model_of(
+    norm: str, eps: float, steps: int, step_size: float | None = None
+) -> ThreatModel:
+    """Return the threat model of a norm's name; a step is by default 2.5 · eps / steps.
+
+    Raises:
+        ClipagError: there is no such norm, or a number is out of its range.
+    """
+    if norm not in NORMS:
+        raise ClipagError(f"norm is {norm!r}: choose from {', '.join(NORMS)}.")
+    if not 0 < eps < math.inf:
+        raise ClipagError(f"eps is {eps:g}: give a radius above 0, for images in [0, 1].")
+    if steps < 1:
+        raise ClipagError(f"steps is {steps}: an attack takes at least 1.")
+    if step_size is None:
+        step_size = 2.5 * eps / steps
+    if not 0 < step_size < math.inf:
+        raise ClipagError(f"step_size is {step_size:g}: give a length above 0.")
+    return NORMS[norm](eps, steps, step_size)
+
+
+def attack(
+    model: ClipagModel,
+    images: Tensor,
+    text: str,
+    threat_model: ThreatModel,
+    towards: str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return images (B, 3, H, W) that `model` takes for something else than `text`.
+
+    The loss is the paper's (Ganz & Elad, WACV 2024, appendix B, eq. 4): away from the text,
+    "a cat", and towards its negation, "not a cat". With `towards` it is the targeted attack of
+    Figure 1: towards that text alone, in a ball as large as you like.
+
+    Raises:
+        ClipagError: a text is empty or has more than 77 tokens.
+    """
+    targets = [text_target(model, text), text_target(model, f"not {text}", weight=-1.0)]
+    if towards is not None:
+        targets = [text_target(model, towards, weight=-1.0)]
+    # A guide's loss falls with the similarity; the attack raises it.
+    guide = Guide(model, [targets] * len(images), precision="float32")
+    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator)

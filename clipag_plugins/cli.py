@@ -5,7 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .commands import bench, draw, generate, run, style, vqgan, weights
+from .commands import (
+    attack,
+    bench,
+    draw,
+    eval,
+    explain,
+    finetune,
+    generate,
+    run,
+    style,
+    vqgan,
+    weights,
+)  # fmt: skip
 from .commands.options import INTERRUPTED
 from .errors import ClipagError
 
@@ -16,7 +28,10 @@ def parser() -> argparse.ArgumentParser:
         prog="clipag", description="Guidance by CLIPAG: CLIP whose gradients mean something."
     )
     commands = root.add_subparsers(dest="command", required=True)
-    for family in (generate, draw, vqgan, style, run, weights, bench):
+    families = (
+        generate, draw, vqgan, style, run, explain, attack, eval, finetune, weights, bench,
+    )  # fmt: skip
+    for family in families:
         family.add(commands)
     return root
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .vit import VisionTransformer
+
 
 class Block(nn.Module):
     """Pre-activation residual block of two 3 × 3 convolutions, starting as the identity."""
@@ -96,12 +98,23 @@ class MiniTextTower(nn.Module):
         return embedding
 
 
-def build_towers(config: dict[str, Any]) -> tuple[MiniImageTower, MiniTextTower]:
-    """Build both towers, untrained, from the `model_cfg` of an embedded model's config."""
+def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
+    """Build both towers, untrained, from the `model_cfg` of an embedded model's config.
+
+    The image tower is convolutional as above or, where its `vision_cfg` has a patch_size, a
+    vision transformer: `finetune.ablation` compares the two.
+    """
     vision, text = config["vision_cfg"], config["text_cfg"]
-    image_tower = MiniImageTower(
-        config["embed_dim"], tuple(vision["widths"]), tuple(vision["depths"])
-    )
+    image_tower: nn.Module
+    if "patch_size" in vision:
+        image_tower = VisionTransformer(
+            vision["image_size"], vision["patch_size"], vision["width"], vision["layers"],
+            max(1, vision["width"] // 64), config["embed_dim"], quick_gelu=False,
+        )  # fmt: skip
+    else:
+        image_tower = MiniImageTower(
+            config["embed_dim"], tuple(vision["widths"]), tuple(vision["depths"])
+        )
     text_tower = MiniTextTower(
         config["embed_dim"],
         text["width"],

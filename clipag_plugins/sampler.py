@@ -291,6 +291,16 @@ def read_rgba(path: Path, still: bool = False) -> Image.Image:
         raise ClipagError(f"{path} is not a picture that can be read.") from error
 
 
+def read_square(path: Path, side: int) -> Tensor:
+    """Read a picture, cropped to a square, as (3, side, side) in [0, 1].
+
+    Raises:
+        ClipagError: it cannot be read, or `side` is out of its range.
+    """
+    check_extent(1, side)
+    return from_pil(read_picture(path), (side, side))
+
+
 def upright(picture: Image.Image) -> Image.Image:
     """Return a picture as RGB, turned as its EXIF says and on white."""
     return on_white(_rgba(picture))

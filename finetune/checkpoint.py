@@ -1,13 +1,63 @@
 """Save and restore a training run, so that a kill costs minutes and never the run."""
 
+import copy
+import json
+import logging
+import pickle
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
+
+# What torch.load raises for bytes that are no whole checkpoint.
+DAMAGED = (EOFError, OSError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
+
+
+class Recipe:
+    """The settings that make a run that run; a part of its checkpoints, and the first.
+
+    Args:
+        settings: plain values.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self._settings = json.dumps(settings, sort_keys=True)
+
+    def state_dict(self) -> dict[str, str]:
+        """Return them as JSON."""
+        return {"settings": self._settings}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Raise ClipagError unless these are the settings of the run that is taken up again."""
+        ours, theirs = json.loads(self._settings), json.loads(state["settings"])
+        if changed := [key for key in ours if ours[key] != theirs.get(key)]:
+            raise ClipagError(
+                f"The run there was begun with another {changed[0]}: set it back, or start in "
+                "another folder."
+            )
+
+
+class Averaged(nn.Module):
+    """Exponential moving average of a tower's weights."""
+
+    def __init__(self, tower: nn.Module, decay: float):
+        super().__init__()
+        self.tower = copy.deepcopy(tower).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, tower: nn.Module, step: int) -> None:
+        """Move towards the tower's present weights; faster in the first steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mean, now in zip(self.tower.parameters(), tower.parameters(), strict=True):
+            mean.lerp_(now, 1 - decay)
 
 
 def save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
@@ -18,14 +68,51 @@ def save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
 
 def restore(path: Path, parts: Mapping[str, Any]) -> int:
     """Load every part from `path` and return the step to go on from: 0 when there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])
+    return _fill(parts, _read(path)) if path.exists() else 0
+
+
+def save_in(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> None:
+    """Write one more checkpoint to a folder, then remove all but the last `keep`."""
+    save(folder / f"{step:08d}.pt", step, parts)
+    for path in _checkpoints(folder)[:-keep]:
+        path.unlink()
+
+
+def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
+    """Load the last checkpoint of a folder that is whole; return its step, or 0."""
+    for path in reversed(_checkpoints(folder)):
+        try:
+            state = _read(path)
+        except DAMAGED as error:
+            logging.getLogger(__name__).warning(
+                "%s is damaged (%r): the one before it is taken.", path, error
+            )
+            continue
+        return _fill(parts, state)
+    return 0
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left."""
+    for path in folder.glob(".clipag-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def progress(start: int, steps: int, name: str) -> Iterator[int]:
     """Count the remaining steps behind a progress bar."""
     yield from tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _fill(parts: Mapping[str, Any], state: dict[str, Any]) -> int:
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.pt"))

@@ -249,7 +249,7 @@ def build(work: Path) -> None:
     print(f"{len(rows)} pictures, {len({row.caption for row in rows})} captions: {counts}")
 
 
-def load(work: Path) -> tuple[np.ndarray, list[Picture]]:
+def load(work: Path) -> tuple[np.memmap, list[Picture]]:
     """Read the corpus: pictures (N, 96, 96, 4) uint8 RGBA, memory-mapped, and their rows."""
     rows = [Picture(**row) for row in json.loads((work / "captions.json").read_text())]
     return np.load(work / "pictures.npy", mmap_mode="r"), rows

@@ -17,7 +17,7 @@ Adversarial Training", ECCV 2022; Augustin et al., "RATIO", ECCV 2020).
 """
 
 import argparse
-import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,11 +27,12 @@ from torch.nn import functional as F
 
 from clipag_plugins.attack import L2, pgd, unit_l2
 from clipag_plugins.files import write_beside
-from clipag_plugins.mini import MiniImageTower, MiniTextTower, build_towers
+from clipag_plugins.mini import MiniTextTower, build_towers
 from clipag_plugins.model import normalize
 from clipag_plugins.tokenizer import tokenize
 
 from . import checkpoint, corpus
+from .checkpoint import Averaged
 from .recipe import BATCH, CLIPAG, MINI, VANILLA, Stage
 
 EMA = 0.998
@@ -109,21 +110,6 @@ def dream(
         with torch.no_grad():
             images = (images + reach * unit_l2(gradient)).clamp(0, 1)
     return images.detach()
-
-
-class Averaged(nn.Module):
-    """Exponential moving average of a tower's weights."""
-
-    def __init__(self, tower: nn.Module):
-        super().__init__()
-        self.tower = copy.deepcopy(tower).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, tower: nn.Module, step: int) -> None:
-        """Move towards the tower's present weights; faster in the first steps."""
-        decay = min(EMA, (1 + step) / (10 + step))
-        for mean, now in zip(self.tower.parameters(), tower.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
 
 
 def load_text_tower(work: Path) -> MiniTextTower:
@@ -230,17 +216,26 @@ def train(kind: str, work: Path, seed: int) -> None:
     torch.manual_seed(seed)
     trainer = Trainer(work, seed)
     stages = VANILLA if kind == "vanilla" else CLIPAG
-    tower: MiniImageTower = build_towers(MINI)[0].to(memory_format=torch.channels_last)
+    tower = build_towers(MINI)[0].to(memory_format=torch.channels_last)
     if kind == "clipag":
         tower.load_state_dict(load_file(work / "vanilla.safetensors"))
     scale = nn.Parameter(torch.tensor(3.4))
-    average = Averaged(tower)
+    average = Averaged(tower, EMA)
     optimizer = torch.optim.AdamW(
         [{"params": list(tower.parameters())}, {"params": [scale], "weight_decay": 0.0}],
         lr=1e-3, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY,
     )  # fmt: skip
     holder = nn.ParameterDict({"scale": scale})
-    parts = {"tower": tower, "average": average, "optimizer": optimizer, "scale": holder}
+    recipe = checkpoint.Recipe(
+        {"seed": seed, "shape": MINI, "batch": BATCH, "stages": [asdict(s) for s in stages]}
+    )
+    parts = {
+        "recipe": recipe,
+        "tower": tower,
+        "average": average,
+        "optimizer": optimizer,
+        "scale": holder,
+    }
     path = work / f"{kind}.checkpoint.pt"
     start, total = checkpoint.restore(path, parts), sum(stage.steps for stage in stages)
     ends = [sum(s.steps for s in stages[: i + 1]) for i in range(len(stages))]

@@ -1,0 +1,109 @@
+"""Towers and threat models in small, as the paper's supplement compares them (Figure 14).
+
+python -m benchmarks.ablation --work build/weights --out build/ablation
+
+A convolutional and a transformer tower, each made robust against L2 and against L∞ by the same
+number of updates, then all six drawn with by the same sampler, without a generator. A run that
+was stopped goes on. The budgets are tiny: it shows the machinery and a tendency, no more.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import clipag_plugins as clip
+from clipag_plugins.ascent import ascend
+from clipag_plugins.files import write_beside
+from clipag_plugins.finetune import config, train
+from clipag_plugins.sampler import EMBEDDED, starting_images, to_pil
+
+PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
+SIDE, LABEL = 112, 190
+THREATS = {
+    "L2 0.75": ["threat.norm=l2", "threat.eps=0.75"],
+    "L∞ 4/255": ["threat.norm=linf", "threat.eps=0.0157"],
+}
+ROBUST = ["steps=STEPS", "batch=64", "micro_batch=32", "lr=5e-4", "warmup=10", "ema=0.95",
+          "threat.attack_steps=2", "save_every=10", "picture_every=0", "evaluate_samples=256",
+          "evaluate_top=10"]  # fmt: skip
+
+
+def make(name: str, settings: list[str], work: Path, out: Path, run: str) -> Path:
+    """Make one model, if it is not there yet, and return its folder."""
+    result = out / run / "model"
+    if not (result / "README.md").is_file() or "## Accuracy" not in card(result):
+        paths = [f"data.0.path={work}", f"validation.path={work}"]
+        train.train(config.read(name, [*paths, *settings]), out / run, torch.device("cpu"))
+    return result
+
+
+def card(model: Path) -> str:
+    """Return a model's card."""
+    return (model / "README.md").read_text(encoding="utf-8")
+
+
+def accuracy(model: Path, row: str) -> str:
+    """Read clean and robust accuracy off a card's table."""
+    found = re.search(rf"\| {row} \| (\S+) \| (\S+) \|", card(model))
+    return f"clean {found[1]}, robust {found[2]}" if found else ""
+
+
+def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
+    """Draw the prompts with the embedded model's settings, whichever the model."""
+    targets = [clip.text_target(model, prompt) for prompt in PROMPTS]
+    guide = clip.Guide(model, [[t] for t in targets], EMBEDDED.views, seeds=[seed] * len(PROMPTS))
+    canvas = EMBEDDED.canvas(starting_images("gmm", targets, model, 224, seed))
+    return [to_pil(image) for image in ascend(canvas, guide, EMBEDDED.steps, progress=False).images]
+
+
+def write_figure(path: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
+    """Write a labelled row of pictures for each model."""
+    sheet = Image.new("RGB", (LABEL + len(PROMPTS) * SIDE, 20 + len(rows) * SIDE), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, prompt in enumerate(PROMPTS):
+        pen.text((LABEL + column * SIDE + 4, 3), prompt, "black", font)
+    for number, (label, pictures) in enumerate(rows):
+        pen.multiline_text((4, 20 + number * SIDE + 30), label, "black", font)
+        for column, picture in enumerate(pictures):
+            small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            sheet.paste(small, (LABEL + column * SIDE, 20 + number * SIDE))
+    with write_beside(path) as temporary:
+        sheet.save(temporary, optimize=True)
+
+
+def main(work: Path, out: Path, figure: Path, steps: int) -> None:
+    """Make the models, draw with them and write the figure."""
+    out.mkdir(parents=True, exist_ok=True)
+    robust = [setting.replace("STEPS", str(steps)) for setting in ROBUST]
+    vit = make("vit-mini", [], work, out, "vit")
+    rows = []
+    for tower, start in (("ConvNet", "clip-mini"), ("ViT", str(vit))):
+        made = {
+            threat: make("mini", [f'model="{start}"', *settings, *robust], work, out,
+                         f"{tower}-{settings[0].rpartition('=')[2]}")
+            for threat, settings in THREATS.items()
+        }  # fmt: skip
+        rows.append((f"{tower}, vanilla", draw(clip.load_clipag(start))))
+        for threat, model in made.items():
+            rows.append(
+                (f"{tower}, {threat}\n{accuracy(model, 'after').replace(', ', chr(10))}",
+                 draw(clip.load_clipag(model)))
+            )  # fmt: skip
+            print(f"{tower}, {threat}: before {accuracy(model, 'before')}; "
+                  f"after {accuracy(model, 'after')}", flush=True)  # fmt: skip
+    write_figure(figure, rows)
+    print(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--out", type=Path, default=Path("build/ablation"))
+    parser.add_argument("--figure", type=Path, default=Path("finetune/ablation.png"))
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    main(options.work, options.out, options.figure, options.steps)

@@ -1,0 +1,399 @@
+"""clipag eval: measure pictures, models and the paper's tables."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ClipagError
+from .attack import add_threat_model, threat_model
+from .options import DEVICE_HELP, Commands, choose_device, command, need_place
+
+if TYPE_CHECKING:
+    from ..evaluation import Picture, Report
+
+EXAMPLES = """\
+examples:
+  clipag eval drawings drawings/ --prompts prompts.txt --judge ConvNeXt ViT-H/14
+  clipag eval pictures pictures/ --prompts captions.txt --reference coco/val2017
+  clipag eval table1 --prompts prompts.txt --models vanilla:ViT-B-32-laion2B ViT-B/32
+  torchrun --nproc-per-node 8 -m clipag_plugins eval table2 --prompts captions.txt
+  clipag eval robustness imagenette/val --models vanilla:ViT-B-32-laion2B ViT-B/32
+
+all but robustness need pip install 'clipag-plugins[eval]', and so does AutoAttack.
+"""
+DRAWINGS_EXAMPLES = """\
+examples:
+  clipag eval drawings drawings/ --prompts prompts.txt --judge ConvNeXt ViT-H/14
+  clipag eval drawings ours/ --against theirs/ --prompts prompts.txt \\
+      --aesthetic sac+logos+ava1-l14-linearMSE.pth           aesthetics and preference too
+"""
+PICTURES_EXAMPLES = """\
+examples:
+  clipag eval pictures pictures/ --prompts prompts.txt --judge vanilla:RN50
+  clipag eval pictures pictures/ --prompts captions.txt --reference coco/val2017      FID too
+"""
+TABLE_EXAMPLES = """\
+examples:
+  clipag eval {name} --prompts prompts.txt --judge ConvNeXt ViT-H/14 --out {name}/
+  clipag eval {name} --prompts prompts.txt --models vanilla:ViT-B-32-laion2B ViT-B/32 --seed 1
+  torchrun --nproc-per-node 8 -m clipag_plugins eval {name} --prompts prompts.txt
+
+it goes on where it was stopped; under torchrun each process takes its share.
+"""
+ROBUSTNESS_EXAMPLES = """\
+examples:
+  clipag eval robustness imagenette/val                      a folder for each class
+  clipag eval robustness imagenette/val --norm l2 --eps 1.5 --steps 5 --attacks clean pgd
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe `clipag eval` and what it measures."""
+    evaluate = command(commands, "eval", "measure pictures, models, the paper's tables", EXAMPLES)
+    kinds = evaluate.add_subparsers(dest="kind", required=True)
+
+    drawings = command(kinds, "drawings", "measure drawings as Table 1 does", DRAWINGS_EXAMPLES)
+    drawings.set_defaults(run=_folder)
+    pictures = command(kinds, "pictures", "measure pictures as Table 2 does", PICTURES_EXAMPLES)
+    pictures.set_defaults(run=_folder)
+    for parser in (drawings, pictures):
+        parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of pictures")
+        parser.add_argument(
+            "--against", type=Path, metavar="DIR", help="rivals: preference, and LPIPS to them"
+        )
+        _add_measures(parser)
+
+    for name, run, what in (
+        ("table1", _table1, "CLIPDraw by both models, with and without augmentation"),
+        ("table2", _table2, "generator-free pictures of captions"),
+    ):
+        table = command(kinds, name, what, TABLE_EXAMPLES.format(name=name))
+        table.set_defaults(run=run)
+        _add_measures(table)
+        add = table.add_argument
+        add(
+            "--models",
+            nargs="+",
+            default=["clip-mini", "clipag-mini"] if name == "table1" else ["clipag-mini"],
+            metavar="MODEL",
+            help="what guides, vanilla first (default: %(default)s)",
+        )
+        add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
+        add("--steps", type=int, help="updates of a picture (default: as the command that draws)")
+        if name == "table1":
+            add("--strokes", type=int, default=256, help="of a drawing (default: %(default)s)")
+
+    robustness = command(
+        kinds, "robustness", "zero-shot accuracy, clean and attacked", ROBUSTNESS_EXAMPLES
+    )
+    robustness.set_defaults(run=_robustness)
+    add = robustness.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder with a folder of pictures a class")
+    add(
+        "--models",
+        nargs="+",
+        default=["clip-mini", "clipag-mini"],
+        metavar="MODEL",
+        help="known models or weights files (default: %(default)s)",
+    )
+    add(
+        "--attacks",
+        nargs="+",
+        choices=["clean", "pgd", "autoattack"],
+        default=["clean", "pgd", "autoattack"],
+        help="(default: all)",
+    )
+    add("--template", default="{}", help="the text of a class (default: its name alone)")
+    add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the attacks (default: %(default)s)")
+    add_threat_model(robustness)
+    _add_where(robustness)
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a prompt on each line; all are the candidates of R-Prec",
+    )
+    add(
+        "--judge",
+        nargs="+",
+        default=["ConvNeXt", "ViT-H/14"],
+        metavar="NAME",
+        help="the paper's ConvNeXt and ViT-H/14 (the default), any known model or weights file",
+    )
+    add(
+        "--aesthetic", type=Path, metavar="FILE.pth", help="the LAION aesthetic predictor's weights"
+    )
+    add(
+        "--aesthetic-model",
+        default="vanilla:ViT-L/14",
+        metavar="NAME",
+        help="the CLIP that it was made for (default: %(default)s)",
+    )
+    add("--reference", type=Path, metavar="DIR", help="real pictures, for FID")
+    add("--inception", type=Path, metavar="FILE.pth", help="InceptionV3's weights, for IS and FID")
+    _add_where(parser)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--batch", type=int, default=32, help="pictures at once (default: %(default)s)")
+    add("--device", help=DEVICE_HELP)
+    add("--out", type=Path, default=Path("evaluation"), metavar="DIR",
+        help="where tables go, and what was computed so far (default: %(default)s)")  # fmt: skip
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.batch < 1:
+        raise ClipagError(f"--batch is {options.batch}: it must be at least 1.")
+    need_place(options.out)
+
+
+def _folder(options: argparse.Namespace) -> int:
+    _check(options)
+    from .. import evaluation
+
+    prompts = evaluation.read_prompts(options.prompts)
+    report = evaluation.Report()
+    sets = {str(folder): folder for folder in (options.folder, options.against) if folder}
+    _measure(options, prompts, sets, report, [(*sets,)] if len(sets) == 2 else [])
+    return _finish(options, report, options.kind)
+
+
+def _table1(options: argparse.Namespace) -> int:
+    _check(options)
+    if len(options.models) != 2:
+        raise ClipagError(f"--models names {len(options.models)}: Table 1 compares two.")
+    from .. import evaluation
+    from ..integrations import clipdraw
+    from ..model import load_clipag
+
+    prompts = evaluation.read_prompts(options.prompts)
+    steps = clipdraw.STEPS if options.steps is None else options.steps
+    sets, rivals = {}, []
+    for augment in (False, True):
+        labels = []
+        for name in options.models:
+            model = load_clipag(name, choose_device(options.device))
+            label = f"{model.name}, {'aug.' if augment else 'no aug.'}"
+            labels.append(label)
+            sets[label] = options.out / evaluation.slug(label)
+            facts = {
+                "model": model.name,
+                "seed": options.seed,
+                "steps": steps,
+                "strokes": options.strokes,
+                "views": "augmented" if augment else "the drawing itself",
+            }
+            evaluation.draw_missing(
+                lambda batch, model=model, augment=augment: clipdraw.draw(  # type: ignore[misc]
+                    batch, model, strokes=options.strokes, steps=steps, seed=options.seed,
+                    augment=augment, progress=False,
+                )[1],
+                prompts,
+                sets[label],
+                facts,
+                options.batch,
+            )  # fmt: skip
+        rivals.append((labels[0], labels[1]))
+    report = evaluation.Report()
+    _measure(options, prompts, sets, report, rivals)
+    return _finish(options, report, "table1")
+
+
+def _table2(options: argparse.Namespace) -> int:
+    _check(options)
+    from .. import evaluation
+    from ..model import load_clipag
+    from ..sampler import sample, settings_for
+
+    prompts = evaluation.read_prompts(options.prompts)
+    sets = {}
+    for name in options.models:
+        model = load_clipag(name, choose_device(options.device))
+        steps = settings_for(model).steps if options.steps is None else options.steps
+        sets[model.name] = options.out / evaluation.slug(model.name)
+        facts = {"model": model.name, "seed": options.seed, "steps": steps, "init": "gmm"}
+        evaluation.draw_missing(
+            lambda batch, model=model, steps=steps: sample(  # type: ignore[misc]
+                batch, model, steps=steps, seed=options.seed, truncate=True, progress=False
+            ),
+            prompts,
+            sets[model.name],
+            facts,
+            options.batch,
+        )
+    report = evaluation.Report()
+    _measure(options, prompts, sets, report, [])
+    return _finish(options, report, "table2")
+
+
+def _measure(
+    options: argparse.Namespace,
+    prompts: Sequence[str],
+    sets: dict[str, Path],
+    report: "Report",
+    rivals: Sequence[tuple[str, str]],
+) -> None:
+    """Measure sets of pictures; what cannot be measured is noted, and the rest goes on."""
+    import torch
+
+    from .. import evaluation
+
+    device = choose_device(options.device)
+    kept = options.out / "embeddings"
+    pictures, paths = {}, {}
+    for label, folder in sets.items():
+        pictures[label], amiss = evaluation.find_pictures(folder, prompts)
+        paths[label] = [picture.path for picture in pictures[label]]
+        report.columns[label] = []
+        report.notes += amiss
+
+    def by_judge(name: str) -> None:
+        judge = evaluation.load_judge(name, device)
+        for label, rows in report.columns.items():
+            warning = evaluation.guided_by(judge, pictures[label])
+            if warning is not None:
+                report.notes.append(f"{label}: {warning}")
+            z = evaluation.embed(judge, paths[label], kept, options.batch)
+            own = torch.tensor([picture.prompt for picture in pictures[label]])
+            rows += evaluation.judged(judge, z, own, prompts)
+
+    def by_aesthetics() -> None:
+        if options.aesthetic is None:
+            raise ClipagError(
+                f"bring {evaluation.AESTHETIC_HEAD} (of "
+                "christophschuhmann/improved-aesthetic-predictor) with --aesthetic."
+            )
+        head = evaluation.AestheticHead(options.aesthetic)
+        judge = evaluation.load_judge(options.aesthetic_model, device)
+        scores = {}
+        for label, rows in report.columns.items():
+            z = evaluation.embed(judge, paths[label], kept, options.batch)
+            scores[label] = head.scores(z)
+            rows.append(evaluation.mean("aesthetics", "LAION", scores[label]))
+        for pair in rivals:
+            (a, x), (b, y) = zip(
+                pair, _same_prompts(*(pictures[side] for side in pair)), strict=True
+            )
+            for label, ours, theirs in ((a, scores[a][x], scores[b][y]),
+                                        (b, scores[b][y], scores[a][x])):  # fmt: skip
+                liked = 100 * evaluation.preference(ours, theirs)
+                report.columns[label].append(evaluation.mean("preference", "LAION", liked))
+
+    def by_inception() -> None:
+        network = evaluation.inception("logits_unbiased", options.inception)
+        for label, rows in report.columns.items():
+            images = evaluation.batches(paths[label], 299, options.batch)
+            value = evaluation.inception_score(images, network)
+            rows.append(evaluation.Row("IS", "InceptionV3", value, None, None, len(paths[label])))
+
+    def by_distance() -> None:
+        if options.reference is None:
+            raise ClipagError("bring real pictures with --reference.")
+        found, amiss = evaluation.readable(options.reference)
+        report.notes += amiss
+        real = [path for path, facts in found.items() if facts is not None]
+        network = evaluation.inception("2048", options.inception)
+        for label, rows in report.columns.items():
+            sides = (evaluation.batches(side, 299, options.batch) for side in (paths[label], real))
+            value = evaluation.fid(*sides, network)
+            rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
+
+    def by_lpips() -> None:
+        for a, b in rivals:
+            ours, theirs = (
+                evaluation.batches([paths[label][i] for i in side], 224, options.batch)
+                for label, side in zip((a, b), _same_prompts(pictures[a], pictures[b]), strict=True)
+            )
+            values = 100 * evaluation.lpips(ours, theirs)
+            report.columns[a].append(evaluation.mean("LPIPS × 100", f"AlexNet, to {b}", values))
+
+    measures = {f"judge {name}": partial(by_judge, name) for name in options.judge}
+    if options.kind in ("drawings", "table1"):
+        measures["aesthetics"] = by_aesthetics
+    # What has no embeddings to keep is for one process alone.
+    elif evaluation.shard()[0] == 0:
+        measures |= {"IS": by_inception, "FID": by_distance}
+    if options.kind in ("drawings", "pictures") and rivals and evaluation.shard()[0] == 0:
+        measures["LPIPS"] = by_lpips
+    for what, measure in measures.items():
+        try:
+            measure()
+        except ClipagError as error:
+            report.notes.append(f"Not measured, {what}: {error}")
+
+
+def _same_prompts(a: Sequence["Picture"], b: Sequence["Picture"]) -> tuple[list[int], list[int]]:
+    """Return which pictures of two sets face each other: those of one prompt, in their order."""
+    waiting: dict[int, list[int]] = {}
+    for i, picture in enumerate(b):
+        waiting.setdefault(picture.prompt, []).append(i)
+    pairs = [
+        (i, waiting[picture.prompt].pop(0))
+        for i, picture in enumerate(a)
+        if waiting.get(picture.prompt)
+    ]
+    if not pairs:
+        raise ClipagError("the rivals have no prompt in common.")
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+def _finish(options: argparse.Namespace, report: "Report", name: str) -> int:
+    from .. import evaluation
+
+    if evaluation.shard()[0] > 0:
+        return 0
+    if not any(report.columns.values()):
+        raise ClipagError("Nothing could be measured. " + " ".join(report.notes))
+    report.write(options.out, name)
+    for note in report.notes:
+        print(f"clipag: {note}", file=sys.stderr)
+    print(report.table())
+    return 0
+
+
+def _robustness(options: argparse.Namespace) -> int:
+    _check(options)
+    if "{}" not in options.template:
+        raise ClipagError(f"--template {options.template!r} has no {{}} for the class's name.")
+
+    import torch
+    from tqdm import tqdm
+
+    from .. import evaluation, robustness
+    from ..model import load_clipag
+    from ..sampler import read_square
+
+    threat, device = threat_model(options), choose_device(options.device)
+    report = evaluation.Report()
+    classes, pictures, report.notes = robustness.labelled_pictures(options.folder)
+    budget = f"{options.norm}, eps {options.eps:g}"
+    names = {"clean": "clean", "pgd": f"PGD, {options.steps} steps, {budget}",
+             "autoattack": f"AutoAttack, {budget}"}  # fmt: skip
+    for name in options.models:
+        model = load_clipag(name, device)
+        texts = [options.template.format(name) for name in classes]
+        classifier = robustness.ZeroShot(model, texts)
+        right: dict[str, list[torch.Tensor]] = {attack: [] for attack in options.attacks}
+        for first in tqdm(range(0, len(pictures), options.batch), desc=model.name, unit="batch"):
+            chunk = pictures[first : first + options.batch]
+            images = torch.stack([read_square(path, options.size) for path, _ in chunk]).to(device)
+            labels = torch.tensor([label for _, label in chunk], device=device)
+            for attack, parts in right.items():
+                parts.append(
+                    robustness.correct(classifier, images, labels, attack, threat, options.seed)
+                )
+        report.columns[model.name] = [
+            evaluation.mean("accuracy", names[attack], 100 * torch.cat(parts).float().cpu())
+            for attack, parts in right.items()
+        ]
+    return _finish(options, report, "robustness")

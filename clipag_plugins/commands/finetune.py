@@ -1,0 +1,50 @@
+"""clipag finetune: make your own CLIPAG."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ..errors import ClipagError
+from .options import DEVICE_HELP, INTERRUPTED, Commands, command, need_folder
+
+EXAMPLES = """\
+examples:
+  clipag finetune mini --set data.0.path=build/weights      two cores, the package's own corpus
+  clipag finetune my.toml --out runs/mine --set lr=1e-5 --set threat.eps=0.5
+  torchrun --nproc-per-node 8 -m clipag_plugins.finetune clipag-vit-b-32 --out runs/vit-b-32
+
+The same command goes on where a run was stopped. The result is in OUT/model, for --model.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Describe `clipag finetune`."""
+    finetune = command(commands, "finetune", "make a CLIP robust: your own CLIPAG", EXAMPLES)
+    finetune.set_defaults(run=_run)
+    arg = finetune.add_argument
+    arg("config", metavar="CONFIG", help="a .toml file, or a name: see finetune/README.md")
+    arg("--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the config's")
+    arg("--device", help=DEVICE_HELP)
+    arg("--out", type=Path, help="folder of the run (default: the config's name)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        from ..finetune import config as configs
+        from ..finetune import train
+    except ImportError as error:
+        raise ClipagError(
+            f"{error.name} is not installed: pip install 'clipag-plugins[finetune]'."
+        ) from error
+
+    config = configs.read(options.config, options.set)
+    out = options.out or Path(Path(options.config).stem)
+    need_folder(out if out.exists() else out.parent)
+    try:
+        result = train.train(config, out, train.device_of(options.device))
+    except KeyboardInterrupt:
+        print(f"clipag: interrupted; the same command goes on from {out}.")
+        return INTERRUPTED
+    if os.environ.get("RANK", "0") == "0":
+        print(result)
+    return 0

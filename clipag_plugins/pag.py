@@ -1,0 +1,97 @@
+"""Perceptually aligned gradients: seen (the paper's Figure 3), and as a number.
+
+What a model's input gradient would change in an image shows what the model looks for. In a
+vanilla CLIP it is noise; after adversarial training it is what the text says (Ganz & Elad,
+WACV 2024, section 3).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .attack import unit_l2
+from .guide import Guide, Target, text_target
+from .model import ClipagModel
+
+SIGMA, SAMPLES = 0.15, 32  # SmoothGrad's noise is 10 % to 20 % of the range (Smilkov et al., 2017)
+STEP = 0.03
+DIRECTIONS = 8
+
+
+class Judge(Protocol):
+    """What judges pictures: embeddings whose products are similarities."""
+
+    name: str
+    side: int  # of the pictures that it is given
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return unit-length embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit-length embeddings (N, D) of texts."""
+
+
+def input_gradient(model: ClipagModel, images: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Return the gradient (B, 3, H, W) of each image's similarity to its own target.
+
+    `images` are (B, 3, H, W) in [0, 1]. A step along the gradient makes them more similar.
+    """
+    guide = Guide(model, [[target] for target in targets], precision="float32")
+    images = images.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(-guide.loss(images).sum(), images)
+    return gradient
+
+
+def gradient_images(gradient: Tensor) -> Tensor:
+    """Return gradients (B, 3, H, W) as images: grey is 0, and ±3 standard deviations the ends.
+
+    As Tsipras et al. show them ("Robustness May Be at Odds with Accuracy", 2019, Figure 2).
+    """
+    spread = gradient.flatten(1).std(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return (0.5 + gradient / (6 * spread)).clamp(0, 1)
+
+
+@torch.no_grad()
+def pag_scores(
+    model: ClipagModel,
+    judge: Judge,
+    images: Tensor,
+    texts: Sequence[str],
+    step: float = STEP,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return how well the model's gradient at each image is aligned with its text, (B,).
+
+    The score is the rise of the judge's similarity along the model's own unit gradient, less
+    the mean rise along random directions of the same length, in hundredths of the cosine.
+    Gradients are compared by direction alone, so a model cannot gain by steep ones; what any
+    change of that length does, such as noise, is taken off; and whether a gradient means
+    something is said by a judge that had no part in it. A random gradient scores 0. The judge
+    must not be the model, nor have been trained with it or from it: a model likes its own
+    gradient however meaningless it is.
+
+    Args:
+        model: whose gradient is judged.
+        judge: an independent one.
+        images: (B, 3, H, W) in [0, 1], best far from 0 and 1, where steps would be cut.
+        texts: one an image.
+        step: length of the step as a root mean square over pixels, for values in [0, 1].
+        generator: of the random directions.
+
+    Raises:
+        ClipagError: a text is empty or has more than 77 tokens.
+    """
+    with torch.enable_grad():
+        gradient = input_gradient(model, images, [text_target(model, text) for text in texts])
+    length = step * images[0].numel() ** 0.5
+    goals = judge.embed_texts(texts)
+
+    def similarity(direction: Tensor) -> Tensor:
+        moved = (images + length * unit_l2(direction)).clamp(0, 1)
+        return (judge.embed_images(moved) * goals).sum(dim=1)
+
+    noise = [torch.randn(images.shape, generator=generator) for _ in range(DIRECTIONS)]
+    at_random = torch.stack([similarity(direction.to(images)) for direction in noise])
+    return 100 * (similarity(gradient) - at_random.mean(dim=0))

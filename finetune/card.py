@@ -1,0 +1,80 @@
+"""The model card of a fine-tuned model: what `save_pretrained` writes, and how it was made."""
+
+from pathlib import Path
+
+from clipag_plugins.files import write_beside
+from clipag_plugins.model import ClipagModel
+
+from .config import Config, Source
+from .evaluate import Scores
+
+OBJECTIVES = {
+    "clipag": "CLIPAG, contrastive under attack (Ganz & Elad, WACV 2024, eq. 3)",
+    "tecoa": "TeCoA, supervised by class names (Mao et al., ICLR 2023)",
+    "fare": "FARE, unsupervised (Schlarmann et al., ICML 2024)",
+}
+
+
+def write_card(
+    folder: Path,
+    config: Config,
+    model: ClipagModel,
+    seconds: float,
+    machine: str,
+    skipped: int,
+    before: Scores | None,
+    after: Scores | None,
+) -> None:
+    """Add to a model's card its data, threat model, compute, and clean and robust accuracy."""
+    threat = threat_of(config)
+    start = f"`{config.model}`" + (" with an untrained image tower" if config.vision else "")
+    lines = [
+        "",
+        "## How it was made",
+        "",
+        f"- started from: {start}; text tower and temperature frozen",
+        f"- objective: {OBJECTIVES[config.objective]}"
+        + (f", clean loss × {config.clean_weight:g}" if config.clean_weight else ""),
+        f"- threat model: {threat}, {config.threat.attack_steps} PGD steps, on images of "
+        f"{model.visual.native_size} pixels in [0, 1]",
+        f"- data: {'; '.join(map(_describe, config.data))}; {skipped} unreadable samples skipped",
+        f"- compute: {config.steps} updates of {config.batch} pictures, "
+        f"{seconds / 3600:.2f} hours on {machine}",
+        f"- AdamW, lr {config.lr:g}, weight decay {config.weight_decay:g}, EMA {config.ema:g}, "
+        f"seed {config.seed}",
+    ]
+    lines += ["", "## Accuracy", ""]
+    if before is None or after is None:
+        lines += ["Not measured: the config names no validation data."]
+    else:
+        held = config.validation
+        lines += [
+            f"Share of {after.pictures} held-out pictures (`{held.path}`"
+            + (f", split {held.split}" if held.kind == "corpus" else "")
+            + f") whose own text is among the {after.top} likeliest of {after.texts}; robust: "
+            f"under the threat model of training, {config.threat.attack_steps} PGD steps.",
+            "",
+            "| | clean | robust |",
+            "|---|---|---|",
+            f"| before | {before.clean:.1%} | {before.robust:.1%} |",
+            f"| after | {after.clean:.1%} | {after.robust:.1%} |",
+        ]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    with write_beside(folder / "README.md") as temporary:
+        temporary.write_text(card + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def threat_of(config: Config) -> str:
+    """Name the threat model, as "L2, eps 1.5"."""
+    norm, eps = config.threat.norm, config.threat.eps
+    if eps == 0:
+        return "none"
+    if norm == "linf":
+        return f"L∞, eps {eps * 255:.3g}/255"
+    return f"L2, eps {eps:g}"
+
+
+def _describe(source: Source) -> str:
+    where = source.path if isinstance(source.path, str) else ", ".join(source.path)
+    split = f", split {source.split}" if source.kind == "corpus" else ""
+    return f"{source.kind} `{where}`{split} (weight {source.weight:g})"

@@ -1,0 +1,53 @@
+"""Clean and robust accuracy on held-out data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipag_plugins.attack import ThreatModel, pgd
+from clipag_plugins.model import normalize
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares in [0, 1] of pictures whose own text is among the `top` likeliest of `texts`."""
+
+    clean: float
+    robust: float
+    pictures: int
+    texts: int
+    top: int
+
+
+def evaluate(
+    tower: nn.Module,
+    texts: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    top: int = 1,
+    at_once: int = 128,
+) -> Scores:
+    """Classify images (N, 3, S, S) uint8 by texts (C, D), as they are and attacked.
+
+    The attack raises the cross-entropy, knowing the tower, from a seeded random start.
+    """
+    generator, hits = torch.Generator().manual_seed(0), [0, 0]
+    for chunk, label in zip(images.split(at_once), labels.split(at_once), strict=True):
+        clean, wanted = chunk.to(texts) / 255, label.to(texts.device)
+
+        def logits(x: Tensor) -> Tensor:
+            return 100 * F.normalize(tower(normalize(x)).float(), dim=-1) @ texts.T
+
+        def mismatch(x: Tensor, wanted: Tensor = wanted) -> Tensor:
+            return F.cross_entropy(logits(x), wanted, reduction="sum")
+
+        attacked = pgd(clean, mismatch, threat_model, generator)
+        for version, x in enumerate((clean, attacked)):
+            with torch.no_grad():
+                best = logits(x).topk(min(top, len(texts)), dim=1).indices
+            hits[version] += int((best == wanted[:, None]).any(dim=1).sum())
+    clean_share, robust_share = (count / len(images) for count in hits)
+    return Scores(clean_share, robust_share, len(images), len(texts), top)

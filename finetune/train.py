@@ -1,0 +1,380 @@
+"""Fine-tune a CLIP's image tower into a CLIPAG.
+
+    clipag finetune mini
+    torchrun --nproc-per-node 8 -m clipag_plugins.finetune clipag-vit-b-32 --out runs/vit-b-32
+
+The same command goes on where a kill left a run: with the same batch, seed and data it may be
+started again on another number of processes. All randomness is a function of the seed, the
+step and a picture's place in the batch, so no generator's state has to be kept.
+"""
+
+import copy
+import math
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from clipag_plugins import hub, precision
+from clipag_plugins.attack import L2, pgd
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.files import write_beside
+from clipag_plugins.mini import build_towers
+from clipag_plugins.model import ClipagModel, ImageTower, TwoTowers, normalize
+
+from . import checkpoint, data, processes
+from .card import write_card
+from .config import Config, check_processes
+from .evaluate import Scores, evaluate
+from .gradcache import Batch, Spool, Times, gradient
+from .objectives import Clipag, Fare, Objective, Tecoa, embed_texts
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds beside weights: where the data is, and what the run has cost."""
+
+    states: dict[int, list[int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return {"states": self.states, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take plain values."""
+        self.states, self.seconds = state["states"], state["seconds"]
+
+
+def build(config: Config) -> ClipagModel:
+    """Make the model to start from, frozen, in eval mode and in float32.
+
+    Raises:
+        ClipagError: there is no such model or architecture.
+    """
+    import open_clip
+
+    torch.manual_seed(config.seed)  # for towers that start untrained
+    if config.model in open_clip.list_models():
+        from clipag_plugins import architecture
+
+        state = open_clip.create_model(config.model).state_dict()
+        shape = open_clip.get_model_config(config.model)
+        model = architecture.from_config(shape, architecture.clean(state), config.model, "")
+    else:
+        model = hub.load(config.model)
+    if config.vision:
+        model = _with_tower(model, config)
+    return model.eval().requires_grad_(False)
+
+
+def _with_tower(model: ClipagModel, config: Config) -> ClipagModel:
+    """Give an embedded model an untrained image tower of another shape."""
+    if type(model) is not TwoTowers:
+        raise ClipagError(f"vision is for the embedded models alone, not for {config.model!r}.")
+    model.config = {**model.config, "vision_cfg": dict(config.vision)}
+    try:
+        tower, _ = build_towers(model.config)
+        model.visual = ImageTower(tower, config.vision["image_size"], model.config["embed_dim"])
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ClipagError(f"vision is {config.vision}: no tower can be built of it.") from error
+    return model
+
+
+def objective_of(config: Config, model: ClipagModel, tower: nn.Module) -> Objective:
+    """Make the objective that a config names, for a tower that is not trained yet."""
+
+    def texts(captions: Sequence[str]) -> Tensor:
+        return embed_texts(model, captions)
+
+    scale = float(model.logit_scale.exp())
+    if config.objective == "fare":
+        return Fare(copy.deepcopy(tower).requires_grad_(False))
+    if config.objective == "tecoa":
+        return Tecoa(texts, scale, data.class_names(config.data), config.template)
+    return Clipag(texts, scale)
+
+
+def optimizer_of(config: Config, tower: nn.Module) -> torch.optim.AdamW:
+    """Make the optimiser; biases, norms and gains do not decay."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in tower.parameters() if p.ndim > 1]},
+        {"params": [p for p in tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
+
+
+def rate(config: Config, step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def collect(config: Config, source: data.Data, step: int, spool: Spool) -> Batch:
+    """Read this process' part of a step's batch, its images to a file."""
+    spool.clear()
+    captions: list[str] = []
+    places: list[int] = []
+    for number in range(config.batch // processes.count() // config.micro_batch):
+        images, texts = source.take()
+        spool.append(images)
+        captions += texts
+        places += source.indices(number)
+    first = (config.seed * 1_000_003 + step) * config.batch
+    return Batch(spool, captions, [first + place for place in places], config.batch)
+
+
+def train(config: Config, out: Path, device: torch.device) -> Path:
+    """Train as a config says, and return the folder of the result, which `load` takes.
+
+    Args:
+        config: the run.
+        out: its folder, which is made if need be. Where it holds a run, that goes on.
+        device: where to compute.
+
+    Raises:
+        ClipagError: something in the config cannot be had, or the folder holds another run.
+    """
+    processes.join(device)
+    check_processes(config, processes.count())
+    first = processes.rank() == 0
+    out.mkdir(parents=True, exist_ok=True)
+    if first:
+        checkpoint.tidy(out)
+
+    model = build(config).to(device)
+    tower: nn.Module = model.visual
+    side = model.visual.native_size
+    objective = objective_of(config, model, tower)
+    original = copy.deepcopy(tower)
+    tower.requires_grad_(True)
+    if config.checkpoint_activations:
+        keep_no_activations(tower)
+    threat_model = config.threat.model()
+    dtype = precision.choose(config.precision, tower)
+    if dtype == torch.float16:
+        dtype = torch.float32  # its range would need the loss scaled
+    source = data.Data(config, side, processes.rank(), processes.count(), out)
+    validation = None
+    if config.validation.kind and first:
+        validation = data.held_out(config.validation, side, config.evaluate_samples)
+
+    # From here on the data alone says what happens; where it stands is in the checkpoint.
+    optimizer = optimizer_of(config, tower)
+    run, recipe = Run(), checkpoint.Recipe(config.identity())
+    average = checkpoint.Averaged(tower, config.ema)
+    parts = {
+        "recipe": recipe,
+        "run": run,
+        "tower": tower,
+        "average": average,
+        "optimizer": optimizer,
+    }
+    start = checkpoint.restore_last(out, parts)
+    if start:
+        source.restore(run.states)
+    learner = tower
+    if config.compile:
+        tower.compile()
+    if processes.count() > 1:
+        learner = DistributedDataParallel(tower)
+    scratch = Path(config.scratch).expanduser() if config.scratch else out
+    images, attacked = Spool(scratch), Spool(scratch)
+    log = Log(config, out, start) if first else None
+    times = Times()
+
+    steps = range(start, config.steps)
+    for step in checkpoint.progress(start, config.steps, out.name) if first else steps:
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(config, step)
+        batch = collect(config, source, step, images)
+        times.add("data")
+        optimizer.zero_grad()
+        loss = gradient(
+            learner, objective, threat_model, batch, attacked,
+            clean_weight=config.clean_weight, dtype=dtype, times=times,
+        )  # fmt: skip
+        if not math.isfinite(loss):
+            raise ClipagError(
+                f"The loss of step {step + 1} is {loss}: lower lr, or set precision to float32. "
+                "The last checkpoint is kept."
+            )
+        norm = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
+        optimizer.step()
+        average.update(tower, step)
+        times.add("update")
+        run.seconds += time.perf_counter() - began
+        done = step + 1
+
+        if done % config.save_every == 0 or done == config.steps:
+            for states in processes.gather(source.states):
+                run.states |= states
+            if first:
+                _save(out, done, parts, config.keep)
+        if log is not None:
+            skipped = sum(state[1] for state in source.states.values())
+            log.step(done, loss, float(norm), rate(config, step), times, skipped)
+            if config.picture_every and done % config.picture_every == 0:
+                log.picture(done, draw_pag(model, average.tower, config.prompts, side))
+            if validation and config.evaluate_every and done % config.evaluate_every == 0:
+                scores = _scores(config, model, average.tower, validation)
+                log.scores(done, scores)
+
+    result = out / "model"
+    if first:
+        model.visual = average.tower
+        model.name = out.name
+        model.eval().save_pretrained(result)
+        before, after = None, None
+        if validation:
+            after = _scores(config, model, average.tower, validation)
+            before = _scores(config, model, original, validation)
+        skipped = sum(state[1] for state in run.states.values())
+        write_card(result, config, model, run.seconds, machine(device), skipped, before, after)
+    processes.gather(None)  # nobody leaves before the result is written
+    return result
+
+
+def _save(out: Path, step: int, parts: dict[str, Any], keep: int) -> None:
+    try:
+        checkpoint.save_in(out, step, parts, keep)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
+        reason = str(error).splitlines()[0]
+        raise ClipagError(
+            f"The checkpoint of step {step} cannot be written to {out} ({reason}): make room and "
+            "give the same command again. The checkpoints before it are kept."
+        ) from error
+
+
+def _scores(
+    config: Config, model: ClipagModel, tower: nn.Module, validation: tuple[Tensor, list[str]]
+) -> Scores:
+    template = config.template if config.objective == "tecoa" else "{}"
+    names = sorted(set(validation[1]))
+    texts = embed_texts(model, [template.format(name) for name in names])
+    labels = torch.tensor([names.index(caption) for caption in validation[1]])
+    return evaluate(
+        tower, texts, validation[0], labels, config.threat.model(), config.evaluate_top,
+        config.micro_batch,
+    )  # fmt: skip
+
+
+def keep_no_activations(tower: nn.Module) -> None:
+    """Compute the activations of a tower's blocks again in the backward pass."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
+
+    def is_block(module: nn.Module) -> bool:
+        return type(module).__name__.endswith(("Block", "Bottleneck"))
+
+    apply_activation_checkpointing(tower, check_fn=is_block)
+
+
+def draw_pag(
+    model: ClipagModel, tower: nn.Module, prompts: Sequence[str], side: int, steps: int = 12
+) -> Image.Image:
+    """Draw the PAG: what strong targeted attacks make of grey noise (paper, Figure 1)."""
+    prompts = prompts or ["a red apple", "a castle", "a sailboat", "an owl"]
+    texts = embed_texts(model, prompts)
+    device = texts.device
+    noise = torch.randn(len(prompts), 3, side, side, generator=torch.Generator().manual_seed(0))
+    grey = (0.5 + 0.1 * noise).clamp(0, 1).to(device)
+    reach = 0.25 * side  # an eighth of the way from grey to black or white in each value
+
+    def similarity(images: Tensor) -> Tensor:
+        z = nn.functional.normalize(tower(normalize(images)), dim=-1)
+        return (z * texts).sum()
+
+    drawn = pgd(grey, similarity, L2(reach, steps, reach / steps), start=grey)
+    row = torch.cat([*drawn], dim=2).permute(1, 2, 0)
+    picture = Image.fromarray((row * 255).round().to("cpu", torch.uint8).numpy())
+    return picture.resize((picture.width * 2, picture.height * 2)) if side < 112 else picture
+
+
+class Log:
+    """TensorBoard's log, and that of Weights & Biases if the config names a project."""
+
+    def __init__(self, config: Config, out: Path, start: int):
+        self._out, self._writer = out, SummaryWriter(str(out / "log"), purge_step=start)
+        self._config, self._last = config, Times()
+        self._wandb: Any = None
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ClipagError("wandb is not installed: pip install wandb.") from error
+            self._wandb = wandb.init(project=config.wandb, name=out.name, id=out.name,
+                                     resume="allow", config=config.identity())  # fmt: skip
+
+    def step(
+        self, step: int, loss: float, norm: float, rate: float, times: Times, skipped: int
+    ) -> None:
+        """Log an update and where its time went."""
+        values = {"loss": loss, "gradient norm": norm, "lr": rate,
+                  "skipped samples of process 0": skipped}  # fmt: skip
+        for part in ("data", "attack", "update"):
+            values[f"seconds/{part}"] = getattr(times, part) - getattr(self._last, part)
+        self._last = copy.copy(times)
+        self._write(step, values)
+
+    def scores(self, step: int, scores: Scores) -> None:
+        """Log an evaluation."""
+        self._write(step, {"clean accuracy": scores.clean, "robust accuracy": scores.robust})
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """Keep a picture of the PAG, as a file too."""
+        folder = self._out / "pictures"
+        folder.mkdir(exist_ok=True)
+        with write_beside(folder / f"{step:08d}.png") as temporary:
+            picture.save(temporary)
+        import numpy as np
+
+        self._writer.add_image("PAG", np.asarray(picture), step, dataformats="HWC")
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+
+def machine(device: torch.device) -> str:
+    """Say on what a run computes."""
+    count = processes.count()
+    if device.type == "cuda":
+        return f"{count} × {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{count} process(es) of {threads} thread(s) on a {platform.machine()} CPU"
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return a process' device: its own GPU where torchrun started several."""
+    import os
+
+    from clipag_plugins.commands.options import choose_device
+
+    if name is None and torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return choose_device(name)
+
+
+if __name__ == "__main__":
+    sys.exit("Start it as python -m clipag_plugins.finetune CONFIG.")

@@ -1,0 +1,446 @@
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.nn import functional as F
+
+import clipag_plugins as clip
+from clipag_plugins.attack import L2, Linf
+from clipag_plugins.finetune import checkpoint, config, data, gradcache, objectives, train
+from clipag_plugins.model import normalize
+
+COLOURS = ("red", "green", "blue", "orange")
+SHAPES = {"circle": "ellipse", "square": "rectangle"}
+SIDE = 48
+THREAT = {"l2": L2(0.5, 2, 0.4), "linf": Linf(4 / 255, 2, 3 / 255)}
+
+
+def drawings():
+    """Thirty-two drawings with their captions, two of each: name, picture, caption."""
+    found = []
+    for number in range(32):
+        colour, shape = COLOURS[number % 4], [*SHAPES][number // 4 % 2]
+        picture = Image.new("RGB", (64, 56), "white")
+        draw = getattr(ImageDraw.Draw(picture), SHAPES[shape])
+        draw((4 + number % 7, 6, 40 + number, 48), fill=colour)
+        extra = "" if number < 16 else ("small ", "big ")[number // 8 % 2]
+        found.append((f"{number:05d}", picture, f"a {extra}{colour} {shape}"))
+    return found
+
+
+def png(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Four shards as img2dataset writes them; the captions of the last are in the json alone."""
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
+            for name, picture, caption in drawings()[shard * 8 : shard * 8 + 8]:
+                members = {"json": json.dumps({"caption": caption, "status": "success"}).encode()}
+                if shard < 3:
+                    members["txt"] = caption.encode()
+                for extension, content in (members | {"png": png(picture)}).items():
+                    info = tarfile.TarInfo(f"{name}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def settings(shards, **changes):
+    """Return a small run on the shards."""
+    source = config.Source(kind="shards", path=f"{shards}/{{00000..00003}}.tar")
+    base = config.Config(
+        model="clip-mini", data=[source], steps=4, batch=16, micro_batch=8, streams=4, lr=1e-3,
+        ema=0.9, save_every=1, threat=config.Threat(eps=0.5, attack_steps=1),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+# ------------------------------------------------------------------ the gradient of a step
+
+
+def objective(kind, model, tower):
+    def texts(captions):
+        return objectives.embed_texts(model, captions)
+
+    if kind == "fare":
+        return objectives.Fare(clip.load_clipag("clip-mini").visual)
+    if kind == "tecoa":
+        names = sorted({caption for *_, caption in drawings()})
+        return objectives.Tecoa(texts, 50.0, names, "a photo of {}")
+    return objectives.Clipag(texts, 50.0)
+
+
+def whole_batch():
+    some = drawings()[4:20]
+    images = torch.stack([data.decode(picture, SIDE, 1.0, None) for _, picture, _ in some])
+    return images, [caption for *_, caption in some]
+
+
+def tower_off_its_start():
+    """Return a tower some way from its first weights, where FARE has no gradient."""
+    model = clip.load_clipag("clip-mini")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            parameter.add_(0.02 * parameter.std() * torch.randn_like(parameter))
+    model.visual.requires_grad_(True)
+    return model
+
+
+@cache
+def plain_gradient(kind, threat, clean_weight):
+    """The gradient as one would write it with memory for all: one batch, one graph."""
+    model = tower_off_its_start()
+    images, captions = whole_batch()
+    images = images.float() / 255
+    names = sorted({caption for *_, caption in drawings()} if kind == "tecoa" else set(captions))
+    template = "a photo of {}" if kind == "tecoa" else "{}"
+    texts = objectives.embed_texts(model, [template.format(name) for name in names])
+    labels = torch.tensor([names.index(caption) for caption in captions])
+    original = clip.load_clipag("clip-mini").encode_image(normalize(images))
+
+    def matching(x):
+        z = model.encode_image(normalize(x))
+        if kind == "fare":
+            return (z - original).square().sum()
+        return F.cross_entropy(50 * F.normalize(z, dim=1) @ texts.T, labels, reduction="sum")
+
+    def both(x):
+        if kind != "clipag":
+            return matching(x)
+        z = F.normalize(model.encode_image(normalize(x)), dim=1)
+        to_images = 50 * texts[labels] @ z.T
+        same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
+        to_images = to_images.masked_fill(same, -torch.inf)
+        picking = F.cross_entropy(to_images, torch.arange(len(x)), reduction="sum")
+        return 0.5 * (matching(x) + picking)
+
+    starts = [
+        threat.random_start(image, torch.Generator().manual_seed(1000 + i))
+        for i, image in enumerate(images.split(1))
+    ]
+    attacked = torch.cat(starts)
+    for _ in range(threat.steps):
+        attacked.requires_grad_(True)
+        (slope,) = torch.autograd.grad(matching(attacked), attacked)
+        attacked = threat.project(threat.step(attacked.detach(), slope), images)
+    loss = both(attacked) / len(images)
+    if clean_weight:
+        loss = loss + clean_weight * both(images) / len(images)
+    loss.backward()
+    return loss.item(), [p.grad for p in model.visual.parameters()]
+
+
+def cached_gradient(kind, threat, clean_weight, micro, rank, processes, folder):
+    """The gradient as the package computes it, of one process' part of the batch."""
+    model = tower_off_its_start()
+    images, captions = whole_batch()
+    mine = [i for i in range(len(images)) if i % processes == rank]
+    batch = gradcache.Batch(
+        [images[mine[i : i + micro]] for i in range(0, len(mine), micro)],
+        [captions[i] for i in mine],
+        [1000 + i for i in mine],
+        len(images),
+    )
+    tower = model.visual
+    if processes > 1:
+        tower = torch.nn.parallel.DistributedDataParallel(tower)
+    loss = gradcache.gradient(
+        tower, objective(kind, model, tower), threat, batch, gradcache.Spool(folder),
+        clean_weight=clean_weight,
+    )  # fmt: skip
+    return loss, [p.grad for p in model.visual.parameters()]
+
+
+def assert_same_gradient(one, other):
+    """Both losses and all gradients agree to 1e-5 of the largest entry of each tensor."""
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    for a, b in zip(one[1], other[1], strict=True):
+        assert b.abs().max() > 0
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+CASES = [
+    (kind, norm, weight)
+    for kind in ("clipag", "tecoa", "fare")
+    for norm, weight in (("l2", 0.0), ("linf", 0.5))
+]
+
+
+@pytest.mark.parametrize(("kind", "norm", "clean_weight"), CASES)
+def test_micro_batches_give_the_gradient_of_the_large_batch(kind, norm, clean_weight, tmp_path):
+    expected = plain_gradient(kind, THREAT[norm], clean_weight)
+    found = cached_gradient(kind, THREAT[norm], clean_weight, 4, 0, 1, tmp_path)
+    assert_same_gradient(found, expected)
+
+
+SHARED = [("clipag", "l2", 0.0), ("tecoa", "linf", 0.5), ("fare", "l2", 0.0)]
+
+
+def _one_process(rank, folder):
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": str(rank)}
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    found = [cached_gradient(k, THREAT[n], w, 4, rank, 2, folder) for k, n, w in SHARED]
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_gradient_of_the_large_batch(tmp_path):
+    torch.multiprocessing.spawn(_one_process, (tmp_path,), nprocs=2)
+    for found, case in zip(torch.load(tmp_path / "found.pt"), SHARED, strict=True):
+        assert_same_gradient(found, plain_gradient(case[0], THREAT[case[1]], case[2]))
+
+
+# ------------------------------------------------------------------ the data
+
+
+def take(cfg, rank, processes, micro_batches, folder, states=None):
+    """Return the samples of a process' micro-batches by place: (step place, caption, picture)."""
+    source = data.Data(cfg, SIDE, rank, processes, folder)
+    if states:
+        source.restore(states)
+    found = {}
+    for number in range(micro_batches):
+        images, captions = source.take()
+        for place, image, caption in zip(source.indices(number), images, captions, strict=True):
+            found[place] = (caption, image.sum().item())
+    return found, source.states
+
+
+def test_the_order_does_not_depend_on_who_reads(shards, tmp_path):
+    cfg = settings(shards)
+    alone, _ = take(cfg, 0, 1, 6, tmp_path)
+    halves = [take(cfg, rank, 2, 3, tmp_path)[0] for rank in (0, 1)]
+    assert halves[0] | halves[1] == alone
+    workers, _ = take(replace(cfg, workers=2), 0, 1, 6, tmp_path)
+    assert workers == alone
+    assert len({v for k, v in alone.items() if k < 32}) == 32  # an epoch shows each picture once
+
+
+def test_reading_goes_on_from_a_position_on_another_number_of_processes(shards, tmp_path):
+    cfg = settings(shards)
+    whole, _ = take(cfg, 0, 1, 6, tmp_path)
+    _, states = take(cfg, 0, 1, 2, tmp_path)
+    rest = {}
+    for rank in (0, 1):
+        rest |= take(cfg, rank, 2, 2, tmp_path, states)[0]
+    assert rest == {place - 16: whole[place] for place in range(16, 48)}
+
+
+def test_bad_samples_and_a_broken_shard_are_counted_logged_and_skipped(shards, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for shard in sorted(shards.glob("*.tar")):
+        (folder / shard.name).write_bytes(shard.read_bytes())
+    whole = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(whole[: 15_360 + 700])  # dies midway
+    with tarfile.open(folder / "00001.tar", "a") as tar:
+        for name, content in (("x.png", b"no picture"), ("x.txt", b"a red circle"),
+                              ("y.png", png(drawings()[0][1]))):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    cfg = replace(settings(shards), data=[config.Source(kind="shards", path=str(folder))])
+    _, states = take(cfg, 0, 1, 8, tmp_path)
+    log = (tmp_path / "skipped.tsv").read_text()
+    assert sum(state[1] for state in states.values()) == len(log.splitlines()) >= 3
+    assert "no caption" in log and "cannot identify image" in log and "breaks off" in log
+
+
+def test_nothing_to_read_is_one_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(8):
+        (tmp_path / "a" / f"{number}.png").write_bytes(b"broken")
+    source = config.Source(kind="classes", path=str(tmp_path))
+    cfg = config.Config(model="clip-mini", data=[source], streams=2, micro_batch=4)
+    with pytest.raises(clip.ClipagError, match=r"can be read: .*skipped.tsv"):
+        data.Data(cfg, SIDE, 0, 1, tmp_path).take()
+
+
+def test_every_layout_is_read_and_mixed_by_weight(shards, tmp_path):
+    pictures = tmp_path / "pictures"
+    for name, picture, caption in drawings()[:12]:
+        folder = pictures / caption.split()[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"file {caption}")
+    found = [p.relative_to(tmp_path) for p in sorted(pictures.rglob("*.png"))]
+    rows = [{"file": str(path), "words": "a table row"} for path in found]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "t.csv").write_text("image,caption\n" + "".join(f"{p},a csv row\n" for p in found))
+    sources = [
+        config.Source(kind="shards", path=str(shards), weight=2.0),
+        config.Source(kind="files", path=str(pictures)),
+        config.Source(kind="classes", path=str(pictures)),
+        config.Source(kind="table", path=f"{tmp_path}/t.jsonl", image="file", caption="words"),
+        config.Source(kind="table", path=f"{tmp_path}/t.csv"),
+    ]
+    found, _ = take(replace(settings(shards), data=sources), 0, 1, 75, tmp_path)
+    texts = [caption for caption, _ in found.values()]
+    counts = [
+        sum(text.startswith("file ") for text in texts),
+        sum(text in COLOURS for text in texts),
+        texts.count("a table row"),
+        texts.count("a csv row"),
+    ]
+    assert all(60 < count < 140 for count in counts)  # 100 each of 600, the shards 200
+    assert 150 < len(texts) - sum(counts) < 250
+
+
+# ------------------------------------------------------------------ configs
+
+
+def test_the_configs_of_the_package_are_whole():
+    for name in config.names().split(", "):
+        config.read(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("learning_rate=1", "learning_rate is no setting"),
+        ("threat.epss=1", "did you mean threat.eps"),
+        ("steps=many", "steps is 'many', which is no int"),
+        ("objective=tecao", "choose clipag, tecoa, fare"),
+        ("threat.norm=l1", "choose l2, linf"),
+        ("data.7.path=x", "there is no 'data.7.path'"),
+        ("steps", "KEY=VALUE"),
+        ("batch=0", "batch is 0"),
+    ],
+)
+def test_a_mistaken_setting_is_one_sentence(change, words):
+    with pytest.raises(clip.ClipagError) as error:
+        config.read("mini", [change])
+    assert words in str(error.value)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    config.check_processes(config.read("mini"), 2)
+    for changes in (["streams=3"], ["micro_batch=20"], ["batch=100"]):
+        with pytest.raises(clip.ClipagError, match="multiple"):
+            config.check_processes(config.read("mini", changes), 2)
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_a_full_disk_costs_no_older_checkpoint(tmp_path):
+    parts = {"tower": torch.nn.Linear(300, 300)}
+    checkpoint.save_in(tmp_path, 1, parts, keep=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises((OSError, RuntimeError)):
+            checkpoint.save_in(tmp_path, 2, parts, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001.pt"]
+    assert checkpoint.restore_last(tmp_path, parts) == 1
+
+
+def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path):
+    tower = torch.nn.Linear(3, 3)
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            tower.weight.fill_(step)
+        checkpoint.save_in(tmp_path, step, {"tower": tower}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002.pt", "00000003.pt"]
+    (tmp_path / "00000003.pt").write_bytes(b"half of it")
+    assert checkpoint.restore_last(tmp_path, {"tower": tower}) == 2
+    assert (tower.weight == 2).all()
+
+
+TOML = """
+model = "clip-mini"
+steps = 6
+batch = 8
+micro_batch = 4
+streams = 4
+lr = 1e-3
+ema = 0.9
+save_every = 1
+picture_every = 6
+evaluate_samples = 8
+[threat]
+eps = 0.5
+attack_steps = 1
+[[data]]
+kind = "shards"
+path = "SHARDS/{00000..00003}.tar"
+[validation]
+kind = "shards"
+path = "SHARDS/00000.tar"
+"""
+
+
+def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
+    (tmp_path / "run.toml").write_text(TOML.replace("SHARDS", str(shards)))
+    cfg = config.read(str(tmp_path / "run.toml"))
+    result = train.train(cfg, tmp_path / "whole", torch.device("cpu"))
+
+    command = [sys.executable, "-m", "clipag_plugins", "finetune", "run.toml", "--out", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not [*tmp_path.glob("killed/*.pt")] and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "killed" / "model").exists()
+    done = run("finetune", "run.toml", "--out", "killed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "killed/model"
+    whole, killed = (clip.load_clipag(tmp_path / name / "model") for name in ("whole", "killed"))
+    start = clip.load_clipag("clip-mini").visual.state_dict()
+    for (name, a), b in zip(
+        whole.visual.state_dict().items(), killed.visual.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+        assert not torch.equal(a, start[name]), name
+    card = (result / "README.md").read_text()
+    for fact in ("L2, eps 0.5", "clip-mini", "6 updates of 8", "| after |", "hours"):
+        assert fact in card
+    assert (tmp_path / "whole" / "pictures" / "00000006.png").is_file()
+    with pytest.raises(clip.ClipagError, match="another threat"):
+        other = replace(cfg, threat=config.Threat(eps=1.0))
+        train.train(other, tmp_path / "whole", torch.device("cpu"))
+
+
+def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    for name, keep in (("kept", False), ("twice", True)):
+        cfg = settings(shards, steps=2, vision=vision, checkpoint_activations=keep)
+        train.train(cfg, tmp_path / name, torch.device("cpu"))
+    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("kept", "twice"))
+    assert kept.visual.native_size == 32
+    for a, b in zip(kept.visual.parameters(), twice.visual.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # one update is 1e-3
+
+
+def test_an_architecture_of_open_clip_is_built(tmp_path):
+    model = train.build(config.Config(model="RN50-quickgelu"))
+    assert model.visual.native_size == 224
+    assert model.encode_image(torch.zeros(1, 3, 224, 224)).shape == (1, 1024)
+    with pytest.raises(clip.ClipagError, match="no model"):
+        train.build(config.Config(model="ViT-Z-99"))
