@@ -5,9 +5,9 @@
     python -m benchmarks.clipstyler terms      # each of the paper's terms left out, or put in
     python -m benchmarks.clipstyler speed --steps 100    # 256² and 512², a whole process each
 
-The photos come with scikit-image and scikit-learn. The styles were chosen before a picture was
-made, among the captions that the evaluator knows; defaults were tuned on other texts. Pictures are
-kept under --work, and a run goes on where it stopped.
+The photos come with scikit-image. The styles were chosen before a picture was made, among the
+captions that the evaluator knows; defaults were tuned on other photos and texts. Pictures are kept
+under --work, and a run goes on where it stopped.
 
 The curve has two judges, neither of which guided. Style: the independent evaluator's similarity of
 24 crops and the whole picture to the style's caption, less its mean similarity to the other styles'
@@ -25,12 +25,12 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from kornia.color import rgb_to_grayscale
 from kornia.metrics import ssim
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +39,8 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.integrations import clipstyler, perceptual, style_network
 from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import from_pil, read_picture, save_png, to_pil
+from clipag_plugins.sampler import read_square, save_png, to_pil
+from clipag_plugins.sheet import sheet
 
 from . import evaluator
 from .quality import RESULTS, digest_of
@@ -48,43 +49,39 @@ FIGURE = Path("examples/clipstyler.png")
 # NASA, public domain; Rachel Michetti, CC0; Stéfan van der Walt, CC0: all in scikit-image's wheel.
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
-MODELS = ("clip-mini", "clipag-mini")
+MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
 CANVASES = {"network": True, "pixels": False}
 STRENGTHS = (0.25, 1.0, 4.0)
 CROPS = 24
-CAPTION, MARGIN = 18, 6
+CELL = 150
 
 
 def photo(name: str, side: int) -> Tensor:
-    """Return a photo of scikit-image's, (3, H, W) in [0, 1], its longer side `side`."""
+    """Return the middle square of a photo of scikit-image's, (3, side, side) in [0, 1]."""
     import skimage.data
 
-    picture = read_picture(Path(skimage.data.__file__).with_name(f"{name}.png"))
-    scale = side / max(picture.size)
-    width, height = (round(length * scale) for length in picture.size)
-    return from_pil(picture, (width, height))
+    return read_square(Path(skimage.data.__file__).with_name(f"{name}.png"), side)
 
 
 def styled(
     name: str, text: str, model: str, canvas: str, losses: Losses, options: argparse.Namespace
 ) -> Tensor:
-    """Return a photo (3, H, W) in a style, made now or found in `options.work`."""
+    """Return a photo (3, side, side) in a style, made now or found in `options.work`."""
     made_by = digest_of(model, clipstyler, perceptual, style_network, guide, views)
     run = f"{model}-{made_by}-{options.side}-{options.steps}-{options.seed}"
     folder = options.work / run / canvas
     folder.mkdir(parents=True, exist_ok=True)
     terms = "-".join(str(value) for value in vars(losses).values())
     path = folder / f"{name}-{text}-{terms}.png"
-    image = photo(name, options.side)
     if not path.exists():
         ascent = clipstyler.style(
-            image, text, load_clipag(model), losses=losses, network=CANVASES[canvas],
-            steps=options.steps, seed=options.seed, progress=False,
+            photo(name, options.side), text, load_clipag(model), losses=losses,
+            network=CANVASES[canvas], steps=options.steps, seed=options.seed, progress=False,
         )  # fmt: skip
         if ascent.interrupted:
             raise KeyboardInterrupt
         save_png(to_pil(ascent.images[0]), path, {})
-    return from_pil(read_picture(path), (image.shape[2], image.shape[1]))
+    return read_square(path, options.side)
 
 
 class Judge:
@@ -138,44 +135,18 @@ def mean_of(
 
 
 def figure(options: argparse.Namespace) -> None:
-    """Write the figure: a row a photo and style, a column a model and canvas."""
-    columns = [(model, canvas) for canvas in CANVASES for model in MODELS]
-    pictures = {
-        (name, text): [photo(name, options.side)]
-        + [
-            styled(name, text, *column, Losses(patches=options.patches), options)
-            for column in columns
+    """Write the figure: a row a photo and canvas, a column a style and model."""
+    losses = Losses(patches=options.patches)
+    columns = [(text, model) for text in STYLES for model in MODELS]
+    rows = {}
+    for name, canvas in tqdm(list(product(PHOTOS, CANVASES)), unit="row"):
+        images = [photo(name, options.side)] + [
+            styled(name, text, model, canvas, losses, options) for text, model in columns
         ]
-        for name in PHOTOS
-        for text in tqdm(STYLES, desc=name, unit="style")
-    }
-    titles = ["photo"] + [f"{model}, {canvas}" for model, canvas in columns]
-    cell = 128
-    # Two styles side by side: a sheet that is read on a screen.
-    half = len(titles) * cell + 3 * MARGIN
-    heights = [
-        round(cell * pictures[name, STYLES[0]][0].shape[1] / options.side) + CAPTION
-        for name in PHOTOS
-        for _ in (0, 1)
-    ]
-    sheet = Image.new("RGB", (2 * half, sum(heights) + CAPTION), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for side in range(2):
-        for i, title in enumerate(titles):
-            draw.text((side * half + MARGIN + i * cell, 2), title, "black", font)
-    top = CAPTION
-    for row in range(len(heights)):
-        name = PHOTOS[row // 2]
-        for side in range(2):
-            text = STYLES[2 * (row % 2) + side]
-            left = side * half + MARGIN
-            draw.text((left, top + 2), text, "black", font)
-            for i, image in enumerate(pictures[name, text]):
-                small = to_pil(image).resize((cell - 2, heights[row] - CAPTION))
-                sheet.paste(small, (left + i * cell, top + CAPTION))
-        top += heights[row]
+        rows[f"{name}, {canvas}"] = [to_pil(image).resize((CELL, CELL)) for image in images]
+    titles = ["photo"] + [f"{text}: {MODELS[model]}" for text, model in columns]
     with write_beside(FIGURE) as temporary:
-        sheet.save(temporary, optimize=True)
+        sheet(list(rows.values()), titles, list(rows)).save(temporary, optimize=True)
     print(FIGURE)
 
 
