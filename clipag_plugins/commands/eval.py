@@ -19,7 +19,8 @@ examples:
   clipag eval drawings drawings/ --prompts prompts.txt --judge ConvNeXt ViT-H/14
   clipag eval pictures pictures/ --prompts captions.txt --reference coco/val2017
   clipag eval table1 --prompts prompts.txt --models vanilla:ViT-B-32-laion2B ViT-B/32
-  torchrun --nproc-per-node 8 -m clipag_plugins eval table2 --prompts captions.txt
+  torchrun --nproc-per-node 8 -m clipag_plugins eval table2 \\
+      --prompts captions_val2014.json --count 30000 --models ViT-B/32 --reference val2014/
   clipag eval robustness imagenette/val --models vanilla:ViT-B-32-laion2B ViT-B/32
 
 all but robustness need pip install 'clipag-plugins[eval]', and so does AutoAttack.
@@ -82,6 +83,7 @@ def add(commands: Commands) -> None:
             help="what guides, vanilla first (default: %(default)s)",
         )
         add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
+        add("--count", type=int, help="only so many of the prompts, drawn at random by the seed")
         add("--steps", type=int, help="updates of a picture (default: as the command that draws)")
         if name == "table1":
             add("--strokes", type=int, default=256, help="of a drawing (default: %(default)s)")
@@ -120,7 +122,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a prompt on each line; all are the candidates of R-Prec",
+        help="a prompt on each line, or COCO's captions (.json): all are R-Prec's candidates",
     )
     add(
         "--judge",
@@ -176,7 +178,7 @@ def _table1(options: argparse.Namespace) -> int:
     from ..integrations import clipdraw
     from ..model import load_clipag
 
-    prompts = evaluation.read_prompts(options.prompts)
+    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     steps = clipdraw.STEPS if options.steps is None else options.steps
     sets, rivals = {}, []
     for augment in (False, True):
@@ -215,7 +217,7 @@ def _table2(options: argparse.Namespace) -> int:
     from ..model import load_clipag
     from ..sampler import sample, settings_for
 
-    prompts = evaluation.read_prompts(options.prompts)
+    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     sets = {}
     for name in options.models:
         model = load_clipag(name, choose_device(options.device))
