@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,7 +166,8 @@ def _folder(options: argparse.Namespace) -> int:
     prompts = evaluation.read_prompts(options.prompts)
     report = evaluation.Report()
     sets = {str(folder): folder for folder in (options.folder, options.against) if folder}
-    _measure(options, prompts, sets, report, [(*sets,)] if len(sets) == 2 else [])
+    rivals = [(str(options.folder), str(options.against))] if options.against else []
+    _measure(options, prompts, sets, report, rivals)
     return _finish(options, report, options.kind)
 
 
@@ -306,8 +307,10 @@ def _measure(
         real = [path for path, facts in found.items() if facts is not None]
         network = evaluation.inception("2048", options.inception)
         for label, rows in report.columns.items():
-            sides = (evaluation.batches(side, 299, options.batch) for side in (paths[label], real))
-            value = evaluation.fid(*sides, network)
+            ours, theirs = (
+                evaluation.batches(side, 299, options.batch) for side in (paths[label], real)
+            )
+            value = evaluation.fid(ours, theirs, network)
             rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_lpips() -> None:
@@ -319,7 +322,9 @@ def _measure(
             values = 100 * evaluation.lpips(ours, theirs)
             report.columns[a].append(evaluation.mean("LPIPS × 100", f"AlexNet, to {b}", values))
 
-    measures = {f"judge {name}": partial(by_judge, name) for name in options.judge}
+    measures: dict[str, Callable[[], None]] = {
+        f"judge {name}": partial(by_judge, name) for name in options.judge
+    }
     if options.kind in ("drawings", "table1"):
         measures["aesthetics"] = by_aesthetics
     # What has no embeddings to keep is for one process alone.
