@@ -11,49 +11,38 @@ prompts of the list; nobody chose them for their drawings.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
-from tqdm import tqdm
 
+from clipag_plugins.ascent import Ascent
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.integrations import clipdraw, renderer
-from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import save_png, to_pil
+from clipag_plugins.model import ClipagModel, load_clipag
 
 from . import evaluator
-from .contact_sheet import write_sheet
-from .quality import digest_of, judged, read_pictures, write_results
+from .quality import digest_of, judged, pictures_of, write_figure, write_results
 
 FIGURE = Path("examples/clipdraw.png")
-SHOWN, COLUMNS = 8, 2
 # In the order of Table 1.
 SETTINGS = [(name, augment) for augment in (False, True) for name in ("clip-mini", "clipag-mini")]
 
 
-def draw_prompts(
-    name: str, augment: bool, prompts: list[str], folder: Path, options: argparse.Namespace
-) -> None:
-    """Draw the prompts that have no drawing {prompt}.png in `folder` yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [prompt for prompt in prompts if not (folder / f"{prompt}.png").exists()]
-    model = load_clipag(name, torch.device(options.device))
-    for i in tqdm(range(0, len(missing), options.batch), desc=str(folder), unit="batch"):
-        batch = missing[i : i + options.batch]
-        _, ascent = clipdraw.draw(
-            batch,
-            model,
-            strokes=options.strokes,
-            steps=options.steps,
-            seed=options.seed,
-            augment=augment,
-            progress=False,
-        )
-        if ascent.interrupted:
-            raise KeyboardInterrupt
-        for prompt, image in zip(batch, ascent.images, strict=True):
-            save_png(to_pil(image), folder / f"{prompt}.png", {})
+def drawn(
+    model: ClipagModel, augment: bool, options: argparse.Namespace, prompts: list[str]
+) -> Ascent:
+    """Draw prompts with strokes."""
+    _, ascent = clipdraw.draw(
+        prompts,
+        model,
+        strokes=options.strokes,
+        steps=options.steps,
+        seed=options.seed,
+        augment=augment,
+        progress=False,
+    )
+    return ascent
 
 
 def main(options: argparse.Namespace) -> None:
@@ -66,17 +55,15 @@ def main(options: argparse.Namespace) -> None:
         made_by = digest_of(name, clipdraw, renderer)
         run = f"{name}-{made_by}-{options.strokes}-{options.steps}-{options.seed}"
         folder = options.work / run / ("augmentation" if augment else "no augmentation")
-        draw_prompts(name, augment, prompts, folder, options)
         folders.append(folder)
         facts = {"model": name, "augmentation": "yes" if augment else "no"}
-        rows.append({**facts, **judged(judge, read_pictures(folder, prompts), every)})
+        model = load_clipag(name, torch.device(options.device))
+        draw = partial(drawn, model, augment, options)
+        images = pictures_of(draw, prompts, folder, {"seed": options.seed}, options.batch)
+        rows.append({**facts, **judged(judge, images, every)})
         print(json.dumps(rows[-1]), flush=True)
     is_whole = options.prompts == len(every)
-    figure = FIGURE if is_whole else options.work / FIGURE.name
-    shown = prompts[:SHOWN]
-    drawings = [[Image.open(folder / f"{prompt}.png") for prompt in shown] for folder in folders]
-    write_sheet(figure, shown, drawings, COLUMNS)
-    print(figure)
+    write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         settings = {key: vars(options)[key] for key in ("seed", "strokes", "steps")}
         write_results("clipdraw", settings, rows)

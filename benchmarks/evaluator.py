@@ -145,7 +145,8 @@ def train(work: Path, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15
     )
-    parts = {"evaluator": evaluator, "optimizer": optimizer, "schedule": schedule}
+    recipe = checkpoint.Recipe({"seed": seed, "epochs": EPOCHS, "side": SIDE, "lr": PEAK_RATE})
+    parts = {"recipe": recipe, "evaluator": evaluator, "optimizer": optimizer, "schedule": schedule}
     path = work / "evaluator.checkpoint.pt"
     pictures = Pictures(torch.tensor(pixels), SIDE)
     for step in checkpoint.progress(checkpoint.restore(path, parts), steps, "evaluator"):

@@ -12,66 +12,57 @@ too, so that nobody mistakes the start's share for the guide's. Goes on where it
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional as TF
-from tqdm import tqdm
 
 from clipag_plugins import sampler
 from clipag_plugins.ascent import Ascent
-from clipag_plugins.evaluation import similarities_and_ranks
+from clipag_plugins.evaluation import draw_missing, similarities_and_ranks
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.guide import text_target
 from clipag_plugins.hub import embedded_config
-from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import sample, save_png, starting_images, to_pil
+from clipag_plugins.model import ClipagModel, load_clipag
+from clipag_plugins.sampler import from_pil, read_picture, sample, starting_images
 
 from . import evaluator
+from .contact_sheet import write_sheet
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 10
+SHOWN = 8  # prompts of a figure: the first, whatever became of them
 
 
 def pictures_of(
-    model_name: str,
+    draw: Callable[[list[str]], Ascent],
     prompts: list[str],
     folder: Path,
-    views: int | None,
-    steps: int | None,
-    seed: int,
+    facts: dict[str, object],
+    batch: int = BATCH,
 ) -> torch.Tensor:
-    """Return (N, 3, 224, 224) pictures of the prompts, drawn now or found in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model = load_clipag(model_name)
-    for i in tqdm(range(0, len(prompts), BATCH), desc=str(folder), unit="batch"):
-        batch = prompts[i : i + BATCH]
-        paths = [folder / f"{prompt}.png" for prompt in batch]
-        if all(path.exists() for path in paths):
-            continue
-        if steps == 0:
-            targets = [text_target(model, prompt) for prompt in batch]
-            images = starting_images("gmm", targets, model, 224, seed)
-        else:
-            ascent: Ascent = sample(
-                batch, model, views=views, steps=steps, seed=seed, progress=False
-            )
-            if ascent.interrupted:
-                raise KeyboardInterrupt
-            images = ascent.images
-        for path, image in zip(paths, images, strict=True):
-            save_png(to_pil(image), path, {})
-    return read_pictures(folder, prompts)
+    """Return (N, 3, H, W) pictures of the prompts, drawn now or found in `folder`."""
+    draw_missing(draw, prompts, folder, facts, batch)
+    found = [read_picture(path) for path in picture_paths(folder, len(prompts))]
+    return torch.stack([from_pil(picture, picture.size) for picture in found])
 
 
-def read_pictures(folder: Path, prompts: list[str]) -> torch.Tensor:
-    """Return the pictures {prompt}.png in `folder` as (N, 3, H, W) in [0, 1]."""
-    opened = [Image.open(folder / f"{prompt}.png") for prompt in prompts]
-    return torch.stack([TF.to_dtype(TF.to_image(p), torch.float32, scale=True) for p in opened])
+def picture_paths(folder: Path, count: int) -> list[Path]:
+    """Return the paths of the first pictures that `pictures_of` keeps in a folder."""
+    return [folder / f"{number:05}.png" for number in range(count)]
+
+
+def write_figure(path: Path, prompts: list[str], folders: list[Path]) -> None:
+    """Show side by side what several folders of `pictures_of` have of the first prompts."""
+    shown = prompts[:SHOWN]
+    paths = [picture_paths(folder, len(shown)) for folder in folders]
+    write_sheet(path, shown, [[Image.open(file) for file in row] for row in paths], columns=2)
+    print(path)
 
 
 def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -> dict[str, float]:
@@ -118,21 +109,34 @@ def main(options: argparse.Namespace) -> None:
     rows = []
     for kind in ("seen", "unseen"):
         every = read_concepts(SPLIT_FOLDER / f"{kind}.txt")
-        prompts = every[: options.prompts]
         for name in ("clip-mini", "clipag-mini"):
-            for setting, views, steps in (
-                ("start only", None, 0),
-                ("no augmentation", 1, None),
-                ("augmentation", None, None),
+            model = load_clipag(name)
+            for setting, draw in (
+                ("start only", partial(starts, model, options.seed)),
+                ("no augmentation", partial(drawn, model, options.seed, 1)),
+                ("augmentation", partial(drawn, model, options.seed, None)),
             ):
                 digest = digest_of(name, sampler)
                 folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
-                images = pictures_of(name, prompts, folder, views, steps, options.seed)
+                prompts = every[: options.prompts]
                 facts = {"prompts": kind, "model": name, "setting": setting}
+                images = pictures_of(draw, prompts, folder, {"seed": options.seed})
                 rows.append({**facts, **judged(judge, images, every)})
                 print(json.dumps(rows[-1]), flush=True)
     if options.prompts == 100:
         write_results("quality", {"seed": options.seed}, rows)
+
+
+def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
+    """Return what the ascents would start from."""
+    targets = [text_target(model, prompt) for prompt in prompts]
+    images = starting_images("gmm", targets, model, 224, seed)
+    return Ascent(images, torch.zeros(len(images)), 0)
+
+
+def drawn(model: ClipagModel, seed: int, views: int | None, prompts: list[str]) -> Ascent:
+    """Draw prompts by pixel ascent."""
+    return sample(prompts, model, views=views, seed=seed, progress=False)
 
 
 if __name__ == "__main__":

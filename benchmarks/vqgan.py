@@ -12,25 +12,23 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
-from tqdm import tqdm
+from torch import nn
 
+from clipag_plugins.ascent import Ascent
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.integrations import cutouts, vqgan
 from clipag_plugins.integrations.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan_weights import load_vqgan
-from clipag_plugins.model import load_clipag, normalize
-from clipag_plugins.sampler import save_png, to_pil
+from clipag_plugins.model import ClipagModel, load_clipag, normalize
 
 from . import evaluator
-from .contact_sheet import write_sheet
-from .quality import digest_of, judged, read_pictures, write_results
+from .quality import digest_of, judged, pictures_of, write_figure, write_results
 
 FIGURE = Path("examples/vqgan.png")
-SHOWN, COLUMNS = 8, 2
 REPEATS = 10
 
 
@@ -76,25 +74,21 @@ def timed(options: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=1))
 
 
-def draw_prompts(name: str, prompts: list[str], folder: Path, options: argparse.Namespace) -> None:
-    """Draw the prompts that have no picture {prompt}.png in `folder` yet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, drawing = load_clipag(name), load_vqgan()
-    missing = [prompt for prompt in prompts if not (folder / f"{prompt}.png").exists()]
-    for prompt in tqdm(missing, desc=str(folder), unit="picture"):
-        ascent = vqgan.draw(
-            prompt,
-            model,
-            drawing,
-            steps=options.steps,
-            size=(options.side, options.side),
-            seed=options.seed,
-            views=Cutouts(options.views),
-            progress=False,
-        )
-        if ascent.interrupted:
-            raise KeyboardInterrupt
-        save_png(to_pil(ascent.images[0]), folder / f"{prompt}.png", {})
+def drawn(
+    model: ClipagModel, drawing: nn.Module, options: argparse.Namespace, prompts: list[str]
+) -> Ascent:
+    """Draw a prompt with a VQGAN."""
+    (prompt,) = prompts
+    return vqgan.draw(
+        prompt,
+        model,
+        drawing,
+        steps=options.steps,
+        size=(options.side, options.side),
+        seed=options.seed,
+        views=Cutouts(options.views),
+        progress=False,
+    )
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -107,16 +101,13 @@ def compare(options: argparse.Namespace) -> None:
         made_by = digest_of(name, vqgan, cutouts)
         settings = f"{options.steps}-{options.side}-{options.views}-{options.seed}"
         folder = options.work / f"{name}-{made_by}-{settings}"
-        draw_prompts(name, prompts, folder, options)
         folders.append(folder)
-        rows.append({"model": name, **judged(judge, read_pictures(folder, prompts), every)})
+        draw = partial(drawn, load_clipag(name), load_vqgan(), options)
+        images = pictures_of(draw, prompts, folder, {"seed": options.seed}, batch=1)
+        rows.append({"model": name, **judged(judge, images, every)})
         print(json.dumps(rows[-1]), flush=True)
     is_whole = options.prompts == len(every)
-    figure = FIGURE if is_whole else options.work / FIGURE.name
-    shown = prompts[:SHOWN]
-    pictures = [[Image.open(folder / f"{prompt}.png") for prompt in shown] for folder in folders]
-    write_sheet(figure, shown, pictures, COLUMNS)
-    print(figure)
+    write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         kept = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
         write_results("vqgan", kept, rows)

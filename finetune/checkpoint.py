@@ -1,6 +1,7 @@
 """Save and restore a training run, so that a kill costs minutes and never the run."""
 
 import copy
+import json
 import logging
 import pickle
 import shutil
@@ -12,10 +13,35 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 
 # What torch.load raises for bytes that are no whole checkpoint.
 DAMAGED = (EOFError, OSError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
+
+
+class Recipe:
+    """The settings that make a run that run; a part of its checkpoints, and the first.
+
+    Args:
+        settings: plain values.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self._settings = json.dumps(settings, sort_keys=True)
+
+    def state_dict(self) -> dict[str, str]:
+        """Return them as JSON."""
+        return {"settings": self._settings}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Raise ClipagError unless these are the settings of the run that is taken up again."""
+        ours, theirs = json.loads(self._settings), json.loads(state["settings"])
+        if changed := [key for key in ours if ours[key] != theirs.get(key)]:
+            raise ClipagError(
+                f"The run there was begun with another {changed[0]}: set it back, or start in "
+                "another folder."
+            )
 
 
 class Averaged(nn.Module):

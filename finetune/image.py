@@ -17,6 +17,7 @@ Adversarial Training", ECCV 2022; Augustin et al., "RATIO", ECCV 2020).
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -225,7 +226,16 @@ def train(kind: str, work: Path, seed: int) -> None:
         lr=1e-3, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY,
     )  # fmt: skip
     holder = nn.ParameterDict({"scale": scale})
-    parts = {"tower": tower, "average": average, "optimizer": optimizer, "scale": holder}
+    recipe = checkpoint.Recipe(
+        {"seed": seed, "shape": MINI, "batch": BATCH, "stages": [asdict(s) for s in stages]}
+    )
+    parts = {
+        "recipe": recipe,
+        "tower": tower,
+        "average": average,
+        "optimizer": optimizer,
+        "scale": holder,
+    }
     path = work / f"{kind}.checkpoint.pt"
     start, total = checkpoint.restore(path, parts), sum(stage.steps for stage in stages)
     ends = [sum(s.steps for s in stages[: i + 1]) for i in range(len(stages))]

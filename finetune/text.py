@@ -120,7 +120,8 @@ def distil(work: Path, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.06
     )
-    parts = {"student": student, "optimizer": optimizer, "schedule": schedule}
+    recipe = checkpoint.Recipe({"seed": seed, "shape": MINI, "steps": STEPS, "lr": PEAK_RATE})
+    parts = {"recipe": recipe, "student": student, "optimizer": optimizer, "schedule": schedule}
     start = checkpoint.restore(work / "text.checkpoint.pt", parts)
     for step in checkpoint.progress(start, STEPS, "text tower"):
         # Texts of like length share a batch, or most of the work would be padding.

@@ -9,7 +9,6 @@ step and a picture's place in the batch, so no generator's state has to be kept.
 """
 
 import copy
-import json
 import math
 import platform
 import sys
@@ -44,22 +43,15 @@ from .objectives import Clipag, Fare, Objective, Tecoa, embed_texts
 class Run:
     """What a checkpoint holds beside weights: where the data is, and what the run has cost."""
 
-    identity: str
     states: dict[int, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {"identity": self.identity, "states": self.states, "seconds": self.seconds}
+        return {"states": self.states, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take plain values, if they are of the same run."""
-        ours, theirs = json.loads(self.identity), json.loads(state["identity"])
-        if changed := [key for key in ours if ours[key] != theirs.get(key)]:
-            raise ClipagError(
-                f"The run there was begun with another {changed[0]}: start in another --out, or "
-                "set it back."
-            )
+        """Take plain values."""
         self.states, self.seconds = state["states"], state["seconds"]
 
 
@@ -183,9 +175,15 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
 
     # From here on the data alone says what happens; where it stands is in the checkpoint.
     optimizer = optimizer_of(config, tower)
-    run = Run(json.dumps(config.identity(), sort_keys=True))
+    run, recipe = Run(), checkpoint.Recipe(config.identity())
     average = checkpoint.Averaged(tower, config.ema)
-    parts = {"run": run, "tower": tower, "average": average, "optimizer": optimizer}
+    parts = {
+        "recipe": recipe,
+        "run": run,
+        "tower": tower,
+        "average": average,
+        "optimizer": optimizer,
+    }
     start = checkpoint.restore_last(out, parts)
     if start:
         source.restore(run.states)

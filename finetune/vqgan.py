@@ -129,7 +129,10 @@ def train(work: Path, seed: int, steps: int) -> None:
     drawing = [p for name, p in model.named_parameters() if not name.startswith("loss.")]
     optimizer = torch.optim.Adam(drawing, RATE, betas=(0.5, 0.9))
     adversary = torch.optim.Adam(discriminator.parameters(), RATE, betas=(0.5, 0.9))
-    parts = {"model": model, "optimizer": optimizer, "adversary": adversary}
+    recipe = checkpoint.Recipe(
+        {"seed": seed, "shape": VQGAN, "steps": steps, "batch": BATCH, "side": SIDE, "lr": RATE}
+    )
+    parts = {"recipe": recipe, "model": model, "optimizer": optimizer, "adversary": adversary}
     path = work / "vqgan.checkpoint.pt"
     start = checkpoint.restore(path, parts)
     used = torch.zeros(model.quantize.n_e)
