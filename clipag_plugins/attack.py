@@ -142,7 +142,8 @@ def attack(
 
     The loss is the paper's (Ganz & Elad, WACV 2024, appendix B, eq. 4): away from the text,
     "a cat", and towards its negation, "not a cat". With `towards` it is the targeted attack of
-    Figure 1: towards that text alone, in a ball as large as you like.
+    Figure 1: towards that text alone, in a ball as large as you like, and from the image itself,
+    since noise would be seen in so large a change.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -152,4 +153,5 @@ def attack(
         targets = [text_target(model, towards, weight=-1.0)]
     # A guide's loss falls with the similarity; the attack raises it.
     guide = Guide(model, [targets] * len(images), precision="float32")
-    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator)
+    start = None if towards is None else images
+    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start)

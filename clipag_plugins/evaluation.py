@@ -8,6 +8,7 @@ last three by torchmetrics. What is not about a single picture has no confidence
 import hashlib
 import json
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -130,20 +131,34 @@ class Report:
         return "\n".join([*lines, *(f"\n*{note}*" for note in self.notes)])
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts, one a line.
+def read_prompts(path: Path, count: int | None = None, seed: int = 0) -> list[str]:
+    """Read prompts: one a line, or the captions of a COCO annotations file (.json).
+
+    With a `count`, only so many of them, drawn at random by the seed.
 
     Raises:
-        ClipagError: there is no such text file, or no prompt in it.
+        ClipagError: there is no such file, no prompt in it, or fewer than `count`.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClipagError(f"{path} is no text file with a prompt on each line.") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+        text = path.read_text(encoding="utf-8")
+        is_coco = path.suffix == ".json"
+        lines = (
+            [annotation["caption"] for annotation in json.loads(text)["annotations"]]
+            if is_coco
+            else text.splitlines()
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClipagError(
+            f"{path} is no text file with a prompt on each line, nor COCO's captions as .json."
+        ) from error
+    prompts = [" ".join(line.split()) for line in lines if line.strip()]
     if not prompts:
         raise ClipagError(f"{path} has no prompt: write one on each line.")
-    return prompts
+    if count is None:
+        return prompts
+    if not 1 <= count <= len(prompts):
+        raise ClipagError(f"count is {count}, but {path} has {len(prompts)} prompts.")
+    return random.Random(seed).sample(prompts, count)
 
 
 def readable(folder: Path) -> tuple[dict[Path, dict[str, str] | None], list[str]]:
@@ -171,7 +186,8 @@ def readable(folder: Path) -> tuple[dict[Path, dict[str, str] | None], list[str]
             found[path] = None
             continue
         with Image.open(path) as file:
-            found[path] = {k: v for k, v in file.info.items() if isinstance(v, str)}
+            info = {str(k): v for k, v in file.info.items()}
+        found[path] = {k: v for k, v in info.items() if isinstance(v, str)}
     if len(skipped) == len(paths):
         raise ClipagError(f"None of the {len(paths)} pictures in {folder} can be read.")
     if skipped:

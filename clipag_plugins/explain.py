@@ -22,7 +22,11 @@ METHODS = ("gradcam", "grad", "smoothgrad")
 
 
 def heat_maps(
-    model: ClipagModel, images: Tensor, targets: Sequence[Target], method: str = "gradcam"
+    model: ClipagModel,
+    images: Tensor,
+    targets: Sequence[Target],
+    method: str = "gradcam",
+    layer: nn.Module | None = None,
 ) -> Tensor:
     """Return where each image is similar to its target: heat maps (B, H, W), the most at 1.
 
@@ -33,13 +37,15 @@ def heat_maps(
         method: "gradcam" (Selvaraju et al., ICCV 2017) by pytorch-grad-cam; "grad", the
             largest absolute gradient over colours (Simonyan et al., 2014); or "smoothgrad",
             the same averaged over noise (Smilkov et al., 2017).
+        layer: the part of a convolutional tower whose output GradCAM weighs, (B, C, h, w); by
+            default what `features_of` says.
 
     Raises:
         ClipagError: there is no such method, pytorch-grad-cam is not installed, or it is not
             known which features of this tower to ask.
     """
     if method == "gradcam":
-        return _gradcam(model, images, targets)
+        return _gradcam(model, images, targets, layer)
     if method not in METHODS:
         raise ClipagError(f"method is {method!r}: choose from {', '.join(METHODS)}.")
     asked = smooth(model, SIGMA, SAMPLES) if method == "smoothgrad" else model
@@ -47,9 +53,11 @@ def heat_maps(
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def _gradcam(model: ClipagModel, images: Tensor, targets: Sequence[Target]) -> Tensor:
-    layer, as_maps = features_of(model.visual)
-    cam = _library("pytorch_grad_cam").GradCAM(_Embedding(model), [layer], as_maps)
+def _gradcam(
+    model: ClipagModel, images: Tensor, targets: Sequence[Target], layer: nn.Module | None
+) -> Tensor:
+    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual)
+    cam = _library("pytorch_grad_cam").GradCAM(_Embedding(model), [asked], as_maps)
 
     def similarity(target: Target) -> Callable[[Tensor], Tensor]:
         return lambda z: z @ target.embedding
@@ -77,16 +85,17 @@ def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | No
         ClipagError: the tower is of another kind.
     """
     tower = visual.tower if isinstance(visual, ImageTower) else visual
+    layers: Any = tower
     if isinstance(tower, VisionTransformer):
-        return tower.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
+        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
     if isinstance(tower, MiniImageTower):
         strides = [i for i, layer in enumerate(tower.layers) if isinstance(layer, nn.Conv2d)]
         return tower.layers[strides[-1] - 1], None
     if hasattr(tower, "layer4"):  # OpenAI's ResNets
-        return tower.layer4, None
+        return layers.layer4, None
     if hasattr(tower, "transformer"):  # open_clip's own transformer, batch first
-        return tower.transformer.resblocks[-1].ln_1, lambda x: _grid(x, 1)
-    trunk = getattr(tower, "trunk", None)  # timm's
+        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x, 1)
+    trunk: Any = getattr(tower, "trunk", None)  # timm's
     if hasattr(trunk, "stages"):
         return trunk.stages[-1], None
     if hasattr(trunk, "blocks"):
@@ -99,7 +108,8 @@ def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | No
 def _grid(tokens: Tensor, extra: int) -> Tensor:
     """Turn tokens (B, extra + h·w, C) into maps (B, C, h, w)."""
     side = math.isqrt(tokens.shape[1] - extra)
-    return tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+    maps: Tensor = tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
+    return maps
 
 
 def _library(module: str) -> Any:

@@ -17,7 +17,7 @@ from .model import ClipagModel
 
 SIGMA, SAMPLES = 0.15, 32  # SmoothGrad's noise is 10 % to 20 % of the range (Smilkov et al., 2017)
 STEP = 0.03
-DIRECTIONS = 8
+DIRECTIONS = 4
 
 
 class Judge(Protocol):

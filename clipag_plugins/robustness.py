@@ -73,7 +73,8 @@ def correct(
     elif attack == "autoattack":
         images = _autoattack(classifier, images, labels, threat_model, seed)
     with torch.no_grad():
-        return classifier(images).argmax(dim=1) == labels
+        right: Tensor = classifier(images).argmax(dim=1) == labels
+    return right
 
 
 def _autoattack(

@@ -65,7 +65,7 @@ def test_similarity_and_r_prec_by_hand(model):
 def test_the_interval_is_the_bootstraps():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0))
     row = evaluation.mean("x", "", values)
-    half = 1.96 * values.std() / 20
+    half = 1.96 * values.std().item() / 20
     assert (row.low, row.high) == pytest.approx((row.value - half, row.value + half), abs=0.02)
     alone = evaluation.mean("x", "", values[:1])
     assert alone.low is None and alone.value == pytest.approx(values[0].item())
@@ -123,6 +123,18 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(clip.ClipagError, match="is no aesthetic predictor"):
             evaluation.AestheticHead(tmp_path / "bad.pth")
+
+
+def test_captions_of_coco(tmp_path):
+    annotations = [{"image_id": i, "caption": f"A dog,\n{i}. "} for i in range(20)]
+    (tmp_path / "captions.json").write_text(json.dumps({"annotations": annotations}))
+    every = evaluation.read_prompts(tmp_path / "captions.json")
+    assert every[3] == "A dog, 3." and len(every) == 20
+    some = evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    assert len(set(some)) == 5 and set(some) < set(every)
+    assert some == evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    with pytest.raises(clip.ClipagError, match="count is 21"):
+        evaluation.read_prompts(tmp_path / "captions.json", 21)
 
 
 def test_pictures_find_their_prompts(folder):
@@ -189,8 +201,7 @@ def test_rivals_by_aesthetics(folder, capsys):
     assert ours["aesthetics"] != rivals["aesthetics"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_table2_goes_on_where_it_stopped(folder, capsys, rank):
+def test_table2_goes_on_where_it_stopped(folder, capsys):
     (folder / "prompts.txt").write_text("a dog\na fox\na snail\n")
     command = ["eval", "table2", "--prompts", "prompts.txt", "--judge", "clip-mini", "--steps",
                "1", "--out", "t2", "--batch", "2", "--device", "cpu"]  # fmt: skip
@@ -247,23 +258,26 @@ def labelled(model, count=100):
 
 def test_pgd_does_as_much_as_torchattacks(model):
     torchattacks = pytest.importorskip("torchattacks")
-    classifier, images, labels = labelled(model, 200)
-    threat = attack.Linf(4 / 255, 20, 1 / 255)
+    classifier, images, labels = labelled(model, 100)
+    threat = attack.Linf(4 / 255, 10, 1 / 255)
     ours = robustness.correct(classifier, images, labels, "pgd", threat).float().mean()
-    theirs = torchattacks.PGD(classifier, eps=4 / 255, alpha=1 / 255, steps=20)(images, labels)
+    theirs = torchattacks.PGD(classifier, eps=4 / 255, alpha=1 / 255, steps=10)(images, labels)
     theirs = (classifier(theirs).argmax(1) == labels).float().mean()
     assert 0.05 < theirs < 0.95
     assert abs(ours - theirs) <= 0.01
 
 
-def test_autoattack_is_no_weaker_than_pgd(model):
-    classifier, images, labels = labelled(model, 8)
-    threat = attack.Linf(4 / 255, 10, 1 / 255)
+def test_autoattack_is_no_weaker_than_pgd(vanilla):
+    classifier, images, labels = labelled(vanilla, 8)
+    threat = attack.Linf(8 / 255, 1, 2 / 255)
     clean, pgd, auto = (
         robustness.correct(classifier, images, labels, name, threat) for name in robustness.ATTACKS
     )
     assert clean.all()
     assert auto.sum() <= pgd.sum() < 8
+    with pytest.raises(clip.ClipagError, match="at least 4 classes: here are 2"):
+        few = robustness.ZeroShot(vanilla, PROMPTS[:2])
+        robustness.correct(few, images, labels.clamp(max=1), "autoattack", threat)
 
 
 def test_robustness_of_a_folder(folder, capsys):

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ examples:
   clipag eval drawings drawings/ --prompts prompts.txt --judge ConvNeXt ViT-H/14
   clipag eval pictures pictures/ --prompts captions.txt --reference coco/val2017
   clipag eval table1 --prompts prompts.txt --models vanilla:ViT-B-32-laion2B ViT-B/32
-  torchrun --nproc-per-node 8 -m clipag_plugins eval table2 --prompts captions.txt
+  torchrun --nproc-per-node 8 -m clipag_plugins eval table2 \\
+      --prompts captions_val2014.json --count 30000 --models ViT-B/32 --reference val2014/
   clipag eval robustness imagenette/val --models vanilla:ViT-B-32-laion2B ViT-B/32
 
 all but robustness need pip install 'clipag-plugins[eval]', and so does AutoAttack.
@@ -82,6 +83,7 @@ def add(commands: Commands) -> None:
             help="what guides, vanilla first (default: %(default)s)",
         )
         add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
+        add("--count", type=int, help="only so many of the prompts, drawn at random by the seed")
         add("--steps", type=int, help="updates of a picture (default: as the command that draws)")
         if name == "table1":
             add("--strokes", type=int, default=256, help="of a drawing (default: %(default)s)")
@@ -120,7 +122,7 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="a prompt on each line; all are the candidates of R-Prec",
+        help="a prompt on each line, or COCO's captions (.json): all are R-Prec's candidates",
     )
     add(
         "--judge",
@@ -164,7 +166,8 @@ def _folder(options: argparse.Namespace) -> int:
     prompts = evaluation.read_prompts(options.prompts)
     report = evaluation.Report()
     sets = {str(folder): folder for folder in (options.folder, options.against) if folder}
-    _measure(options, prompts, sets, report, [(*sets,)] if len(sets) == 2 else [])
+    rivals = [(str(options.folder), str(options.against))] if options.against else []
+    _measure(options, prompts, sets, report, rivals)
     return _finish(options, report, options.kind)
 
 
@@ -176,7 +179,7 @@ def _table1(options: argparse.Namespace) -> int:
     from ..integrations import clipdraw
     from ..model import load_clipag
 
-    prompts = evaluation.read_prompts(options.prompts)
+    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     steps = clipdraw.STEPS if options.steps is None else options.steps
     sets, rivals = {}, []
     for augment in (False, True):
@@ -215,7 +218,7 @@ def _table2(options: argparse.Namespace) -> int:
     from ..model import load_clipag
     from ..sampler import sample, settings_for
 
-    prompts = evaluation.read_prompts(options.prompts)
+    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     sets = {}
     for name in options.models:
         model = load_clipag(name, choose_device(options.device))
@@ -304,8 +307,10 @@ def _measure(
         real = [path for path, facts in found.items() if facts is not None]
         network = evaluation.inception("2048", options.inception)
         for label, rows in report.columns.items():
-            sides = (evaluation.batches(side, 299, options.batch) for side in (paths[label], real))
-            value = evaluation.fid(*sides, network)
+            ours, theirs = (
+                evaluation.batches(side, 299, options.batch) for side in (paths[label], real)
+            )
+            value = evaluation.fid(ours, theirs, network)
             rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_lpips() -> None:
@@ -317,7 +322,9 @@ def _measure(
             values = 100 * evaluation.lpips(ours, theirs)
             report.columns[a].append(evaluation.mean("LPIPS × 100", f"AlexNet, to {b}", values))
 
-    measures = {f"judge {name}": partial(by_judge, name) for name in options.judge}
+    measures: dict[str, Callable[[], None]] = {
+        f"judge {name}": partial(by_judge, name) for name in options.judge
+    }
     if options.kind in ("drawings", "table1"):
         measures["aesthetics"] = by_aesthetics
     # What has no embeddings to keep is for one process alone.

@@ -1,0 +1,28 @@
+"""Where vanilla and CLIPAG look for "cat face": GradCAM, clean and under the paper's attack.
+
+    python examples/explain.py                       # examples/cat-face.png → explain.png
+
+Needs pip install 'clipag-plugins[explain]'. `clipag explain` does the same from the shell.
+"""
+
+from pathlib import Path
+
+import clipag_plugins as clip
+from clipag_plugins.attack import Linf, attack
+from clipag_plugins.explain import heat_maps, over
+from clipag_plugins.sampler import read_square, to_pil
+from clipag_plugins.sheet import sheet
+
+TEXT = "cat face"
+MODELS = ["clip-mini", "clipag-mini"]
+
+image = read_square(Path(__file__).parent / "cat-face.png", 224)[None]
+rows = []
+for name in MODELS:
+    model = clip.load_clipag(name)
+    row = []
+    for seen in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
+        (heat,) = heat_maps(model, seen, [clip.text_target(model, TEXT)])
+        row += [to_pil(seen[0]), over(seen[0], heat)]
+    rows.append(row)
+sheet(rows, ["picture", "GradCAM", "attacked", "GradCAM"], MODELS).save("explain.png")
