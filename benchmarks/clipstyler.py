@@ -51,7 +51,6 @@ PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
 MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
 CANVASES = {"network": True, "pixels": False}
-STRENGTHS = (0.25, 1.0, 4.0)
 CROPS = 24
 CELL = 150
 
@@ -156,7 +155,7 @@ def curve(options: argparse.Namespace) -> None:
     pairs = [(name, text) for name in PHOTOS for text in STYLES]
     for canvas in CANVASES:
         for model in MODELS:
-            for strength in STRENGTHS:
+            for strength in options.strengths:
                 losses = Losses(patches=options.patches, strength=strength)
                 facts = {"canvas": canvas, "model": model, "strength": strength}
                 rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
@@ -222,6 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--side", type=int, default=160, help="the longer one")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--patches", type=int, default=16)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 1.0, 4.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/clipstyler"))
     arguments = parser.parse_args()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .attack import unit_l2
+from .errors import ClipagError
 from .guide import Guide, Target, text_target
 from .model import ClipagModel
 
@@ -53,8 +54,40 @@ def gradient_images(gradient: Tensor) -> Tensor:
     return (0.5 + gradient / (6 * spread)).clamp(0, 1)
 
 
+def picture_alignment(
+    model: ClipagModel, images: Tensor, texts: Sequence[str], pictures: Tensor
+) -> Tensor:
+    """Return how much nearer the model's gradient leads to real pictures of its text, (N,).
+
+    Ganz, Kawar & Elad ("Do Perceptually Aligned Gradients Imply Robustness?", ICML 2023) call a
+    gradient perceptually aligned where it points from the image to one of the class. This is the
+    cosine of the gradient and the way to a picture of the text, less its mean over the pictures
+    of the other texts: what leads to any picture, such as more contrast, is worth nothing. In
+    hundredths. No second model takes part that could be wrong in the same way.
+
+    Args:
+        model: whose gradient is judged.
+        images: where it is taken, (N, 3, H, W) in [0, 1].
+        texts: N different ones.
+        pictures: one of each text that the model was not trained on, (N, 3, H, W) in [0, 1].
+
+    Raises:
+        ClipagError: there are fewer than two texts, or one cannot be encoded.
+    """
+    if len(texts) < 2:
+        raise ClipagError("Alignment with pictures compares texts: give at least 2.")
+    gradient = input_gradient(model, images, [text_target(model, text) for text in texts])
+    direction, x, p = unit_l2(gradient).flatten(1), images.flatten(1), pictures.flatten(1)
+    along = direction @ p.T - (direction * x).sum(dim=1, keepdim=True)
+    # From a picture to itself there is no way, only what rounding leaves of one.
+    cosine = along / torch.cdist(x, p).clamp_min(0.1)
+    own = cosine.diagonal()
+    others = (cosine.sum(dim=1) - own) / (len(texts) - 1)
+    return 100 * (own - others)
+
+
 @torch.no_grad()
-def pag_scores(
+def judged_alignment(
     model: ClipagModel,
     judge: Judge,
     images: Tensor,
@@ -62,15 +95,15 @@ def pag_scores(
     step: float = STEP,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return how well the model's gradient at each image is aligned with its text, (B,).
+    """Return how much a step along the model's gradient shows a judge of each text, (B,).
 
-    The score is the rise of the judge's similarity along the model's own unit gradient, less
-    the mean rise along random directions of the same length, in hundredths of the cosine.
-    Gradients are compared by direction alone, so a model cannot gain by steep ones; what any
-    change of that length does, such as noise, is taken off; and whether a gradient means
-    something is said by a judge that had no part in it. A random gradient scores 0. The judge
-    must not be the model, nor have been trained with it or from it: a model likes its own
-    gradient however meaningless it is.
+    It needs no pictures of the texts, but a judge. The score is the rise of the judge's
+    similarity along the model's own unit gradient, less the mean rise along random directions of
+    the same length, in hundredths of the cosine. Gradients are compared by direction alone, so a
+    model cannot gain by steep ones; what any change of that length does, such as noise, is taken
+    off; and whether a gradient means something is said by a judge that had no part in it. A
+    random gradient scores 0. The judge must not be the model, nor have been trained with it or
+    from it: a model likes its own gradient however meaningless it is.
 
     Args:
         model: whose gradient is judged.

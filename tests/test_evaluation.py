@@ -1,6 +1,7 @@
 """Metrics against computations by hand and against other libraries, and what `clipag eval` says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from benchmarks import evaluator
 from clipag_plugins import attack, evaluation, gmm, robustness
 from clipag_plugins.cli import main
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.pag import pag_scores
+from clipag_plugins.pag import judged_alignment, picture_alignment
 from clipag_plugins.sampler import save_png, to_pil
 
 PROMPTS = ["a red apple", "a castle", "a dog", "a fox", "a snail", "a rocket"]
@@ -296,18 +297,52 @@ def test_robustness_of_a_folder(folder, capsys):
     assert [row["pictures"] for row in report["columns"]["clip-mini"]] == [3, 3]
 
 
+def held_out():
+    """Pictures that no model was trained on, and their captions, which the sheet carries.
+
+    They are Fluent Emoji (Microsoft, MIT) and Noto Emoji (Google, Apache-2.0).
+    """
+    with Image.open(Path(__file__).parent / "held_out.png") as file:
+        captions = file.text["captions"].split("; ")
+        pixels = torch.from_numpy(np.array(file)).permute(2, 0, 1) / 255
+    tiles = pixels.unfold(1, 48, 48).unfold(2, 48, 48).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    return captions, tiles
+
+
 def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanilla):
-    """By a judge of another architecture that had no part in training either of them."""
+    """By real pictures: no judge takes part that could share a model's mistakes."""
+    captions, pictures = held_out()
+    assert len(captions) == len(set(captions)) == len(pictures) == 96
+    start = gmm.load().sample(1, torch.Generator().manual_seed(0))[: len(captions)]
+    starts = (gmm.enlarge(start, 48).clamp(0, 1), pictures.roll(1, dims=0))
+    scores = [
+        sum(picture_alignment(m, x, captions, pictures).mean().item() for x in starts)
+        for m in (vanilla, clip.smooth(vanilla, 0.15, 16), model)
+    ]
+    assert 0 < scores[0] < scores[1] < scores[2]
+
+
+def test_alignment_with_pictures_by_hand(model):
+    captions, pictures = (part[:4] for part in held_out())
+    x = noise(4, 3, 48, 48)
+    found = picture_alignment(model, x, captions, pictures)
+    for i, text in enumerate(captions):
+        given = x[i : i + 1].clone().requires_grad_(True)
+        z = F.normalize(model.encode_image(clip.model.normalize(given)), dim=-1)
+        (slope,) = torch.autograd.grad((z @ clip.text_target(model, text).embedding).sum(), given)
+        cosines = [F.cosine_similarity(slope.flatten(), (p - x[i]).flatten(), 0) for p in pictures]
+        others = (sum(cosines) - cosines[i]) / 3
+        assert found[i].item() == pytest.approx(100 * (cosines[i] - others).item(), abs=0.01)
+
+
+def test_a_judge_sees_more_of_the_text_along_a_robust_models_gradient(model, vanilla):
+    """The judge is of another architecture, and had no part in training either model."""
     judge = evaluator.load()
     texts = read_concepts(SPLIT_FOLDER / "seen.txt")[:60]
-    generator = torch.Generator().manual_seed(0)
-    start = gmm.load().sample(1, generator)
-    start = start[torch.randperm(len(start), generator=generator)[: len(texts)]]
+    start = gmm.load().sample(1, torch.Generator().manual_seed(0))[:60]
     images = 0.2 + 0.6 * gmm.enlarge(start, 64)
-    smoothed = clip.smooth(vanilla, 0.15, 16)
-    scores = [
-        pag_scores(m, judge, images, texts, generator=torch.Generator().manual_seed(0)).mean()
-        for m in (vanilla, smoothed, model)
-    ]
-    assert scores[0] < scores[1] < scores[2]
-    assert scores[2] > 0
+    robust, plain = (
+        judged_alignment(m, judge, images, texts, generator=torch.Generator().manual_seed(0))
+        for m in (model, vanilla)
+    )
+    assert robust.shape == (60,) and robust.mean() > max(0, plain.mean())
