@@ -24,7 +24,7 @@ PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a
 SIDE, LABEL = 112, 190
 THREATS = {
     "L2 0.75": ["threat.norm=l2", "threat.eps=0.75"],
-    "L∞ 4/255": ["threat.norm=linf", "threat.eps=0.0157"],
+    "Linf 4/255": ["threat.norm=linf", "threat.eps=0.0157"],
 }
 ROBUST = ["steps=STEPS", "batch=64", "micro_batch=32", "lr=5e-4", "warmup=10", "ema=0.95",
           "threat.attack_steps=2", "save_every=10", "picture_every=0", "evaluate_samples=256",

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
@@ -23,11 +22,9 @@ from clipag_plugins.integrations import clipdraw, renderer
 from clipag_plugins.model import ClipagModel, load_clipag
 
 from . import evaluator
-from .contact_sheet import write_sheet
-from .quality import digest_of, judged, picture_paths, pictures_of, write_results
+from .quality import digest_of, judged, pictures_of, write_figure, write_results
 
 FIGURE = Path("examples/clipdraw.png")
-SHOWN, COLUMNS = 8, 2
 # In the order of Table 1.
 SETTINGS = [(name, augment) for augment in (False, True) for name in ("clip-mini", "clipag-mini")]
 
@@ -66,11 +63,7 @@ def main(options: argparse.Namespace) -> None:
         rows.append({**facts, **judged(judge, images, every)})
         print(json.dumps(rows[-1]), flush=True)
     is_whole = options.prompts == len(every)
-    figure = FIGURE if is_whole else options.work / FIGURE.name
-    shown = prompts[:SHOWN]
-    paths = [picture_paths(folder, len(shown)) for folder in folders]
-    write_sheet(figure, shown, [list(map(Image.open, row)) for row in paths], COLUMNS)
-    print(figure)
+    write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         settings = {key: vars(options)[key] for key in ("seed", "strokes", "steps")}
         write_results("clipdraw", settings, rows)

@@ -3,16 +3,17 @@
     python -m benchmarks.clipstyler figure     # examples/clipstyler.png
     python -m benchmarks.clipstyler curve      # style against content, over several strengths
     python -m benchmarks.clipstyler terms      # each of the paper's terms left out, or put in
-    python -m benchmarks.clipstyler speed      # 256² and 512², a whole process each
+    python -m benchmarks.clipstyler speed --steps 100    # 256² and 512², a whole process each
 
-The photos come with scikit-image and scikit-learn. The styles were chosen before a picture was
-made, among the captions that the evaluator knows; defaults were tuned on other texts. Pictures are
-kept under --work, and a run goes on where it stopped.
+The photos come with scikit-image. The styles were chosen before a picture was made, among the
+captions that the evaluator knows; defaults were tuned on other photos and texts. Pictures are kept
+under --work, and a run goes on where it stopped.
 
 The curve has two judges, neither of which guided. Style: the independent evaluator's similarity of
-24 crops and the whole picture to the style's caption, less that of the photo's own. Content: the
-structural similarity (SSIM, Wang et al. 2004) of luminance to the photo's, which knows no network:
-a style may change all colours and lose nothing.
+24 crops and the whole picture to the style's caption, less its mean similarity to the other styles'
+and less the same of the photo. A change that is the same for every text, noise for example, scores
+0 on average over the styles. Content: the structural similarity (SSIM, Wang et al. 2004) of
+luminance to the photo's, which knows no network: a style may change all colours and lose nothing.
 """
 
 import argparse
@@ -24,12 +25,12 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from kornia.color import rgb_to_grayscale
 from kornia.metrics import ssim
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +39,8 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.integrations import clipstyler, perceptual, style_network
 from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import from_pil, read_picture, save_png, to_pil
+from clipag_plugins.sampler import read_square, save_png, to_pil
+from clipag_plugins.sheet import sheet
 
 from . import evaluator
 from .quality import RESULTS, digest_of
@@ -47,44 +49,38 @@ FIGURE = Path("examples/clipstyler.png")
 # NASA, public domain; Rachel Michetti, CC0; Stéfan van der Walt, CC0: all in scikit-image's wheel.
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
-MODELS = ("clip-mini", "clipag-mini")
+MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
 CANVASES = {"network": True, "pixels": False}
-STEPS = {"network": 40, "pixels": 25}
-STRENGTHS = (0.25, 1.0, 4.0)
-SIDE, PATCHES, SEED = 96, 8, 0
 CROPS = 24
-CAPTION, MARGIN = 18, 6
+CELL = 150
 
 
-def photo(name: str, side: int = SIDE) -> Tensor:
-    """Return a photo of scikit-image's, (3, H, W) in [0, 1], its longer side `side`."""
+def photo(name: str, side: int) -> Tensor:
+    """Return the middle square of a photo of scikit-image's, (3, side, side) in [0, 1]."""
     import skimage.data
 
-    picture = read_picture(Path(skimage.data.__file__).with_name(f"{name}.png"))
-    scale = side / max(picture.size)
-    width, height = (round(length * scale) for length in picture.size)
-    return from_pil(picture, (width, height))
+    return read_square(Path(skimage.data.__file__).with_name(f"{name}.png"), side)
 
 
 def styled(
-    name: str, text: str, model_name: str, canvas: str, losses: Losses, work: Path
+    name: str, text: str, model: str, canvas: str, losses: Losses, options: argparse.Namespace
 ) -> Tensor:
-    """Return a photo (3, H, W) in a style, made now or found in `work`."""
-    made_by = digest_of(model_name, clipstyler, perceptual, style_network, guide, views)
-    folder = work / f"{model_name}-{made_by}-{SIDE}-{SEED}" / canvas
+    """Return a photo (3, side, side) in a style, made now or found in `options.work`."""
+    made_by = digest_of(model, clipstyler, perceptual, style_network, guide, views)
+    run = f"{model}-{made_by}-{options.side}-{options.steps}-{options.seed}"
+    folder = options.work / run / canvas
     folder.mkdir(parents=True, exist_ok=True)
     terms = "-".join(str(value) for value in vars(losses).values())
-    path = folder / f"{name}-{text}-{STEPS[canvas]}-{terms}.png"
-    image = photo(name)
+    path = folder / f"{name}-{text}-{terms}.png"
     if not path.exists():
         ascent = clipstyler.style(
-            image, text, load_clipag(model_name), losses=losses, network=CANVASES[canvas],
-            steps=STEPS[canvas], seed=SEED, progress=False,
+            photo(name, options.side), text, load_clipag(model), losses=losses,
+            network=CANVASES[canvas], steps=options.steps, seed=options.seed, progress=False,
         )  # fmt: skip
         if ascent.interrupted:
             raise KeyboardInterrupt
         save_png(to_pil(ascent.images[0]), path, {})
-    return from_pil(read_picture(path), (image.shape[2], image.shape[1]))
+    return read_square(path, options.side)
 
 
 class Judge:
@@ -94,24 +90,23 @@ class Judge:
         self.evaluator = evaluator.load()
 
     def style(self, image: Tensor, text: str) -> float:
-        """Return the evaluator's mean similarity of crops and the whole of (3, H, W) to a text."""
+        """Return how much nearer crops and the whole of (3, H, W) are to a style than to others."""
         torch.manual_seed(0)  # the same crops of every picture
         crops = views.Views(1, CROPS, 0.4, 1.0, 0.0, 0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0)
         looks, _ = crops(image[None], evaluator.SIDE)
-        return self.evaluator.similarity(looks[0], [text]).mean().item()
+        near = self.evaluator.similarity(looks[0], [text, *(s for s in STYLES if s != text)])
+        return (near[:, 0] - near[:, 1:].mean(dim=1)).mean().item()
 
-    def judge(self, image: Tensor, name: str, text: str) -> dict[str, float]:
+    def judge(self, image: Tensor, before: Tensor, text: str) -> dict[str, float]:
         """Return how much nearer the style is than in the photo, and how much content is left."""
-        before = photo(name)
         grey, grey_before = (rgb_to_grayscale(x[None]) for x in (image, before))
         gain = self.style(image, text) - self.style(before, text)
         return {"style": gain, "content": ssim(grey, grey_before, 11).mean().item()}
 
 
-def write_table(name: str, rows: list[dict[str, object]]) -> None:
+def write_table(name: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     """Keep rows as {name}.json and as the table {name}.md."""
-    settings = {"side": SIDE, "patches": PATCHES, "steps": STEPS, "seed": SEED,
-                "photos": PHOTOS, "styles": STYLES}  # fmt: skip
+    settings = {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
     with write_beside(RESULTS / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
@@ -123,73 +118,56 @@ def write_table(name: str, rows: list[dict[str, object]]) -> None:
 
 
 def mean_of(
-    judge: Judge, pairs: list[tuple[str, str]], model: str, canvas: str, losses: Losses, work: Path
+    judge: Judge,
+    pairs: list[tuple[str, str]],
+    model: str,
+    canvas: str,
+    losses: Losses,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Style the photos with the texts and return the judges' means."""
-    found = [
-        judge.judge(styled(name, text, model, canvas, losses, work), name, text)
-        for name, text in tqdm(pairs, desc=f"{model} {canvas}", unit="picture", leave=False)
-    ]
+    """Style photos with texts, pair by pair, and return the judges' means."""
+    found = []
+    for name, text in tqdm(pairs, desc=f"{model} {canvas}", unit="picture", leave=False):
+        image = styled(name, text, model, canvas, losses, options)
+        found.append(judge.judge(image, photo(name, options.side), text))
     return {key: math.fsum(row[key] for row in found) / len(found) for key in found[0]}
 
 
-def figure(work: Path) -> None:
-    """Write the figure: a row a photo and style, a column a model and canvas."""
-    columns = [(model, canvas) for canvas in CANVASES for model in MODELS]
-    pictures = {
-        (name, text): [photo(name)]
-        + [styled(name, text, *column, Losses(patches=PATCHES), work) for column in columns]
-        for name in PHOTOS
-        for text in tqdm(STYLES, desc=name, unit="style")
-    }
-    titles = ["photo"] + [f"{model}, {canvas}" for model, canvas in columns]
-    cell = 128
-    # Two styles side by side: a sheet that is read on a screen.
-    half = len(titles) * cell + 3 * MARGIN
-    heights = [
-        round(cell * photo(name).shape[1] / SIDE) + CAPTION for name in PHOTOS for _ in (0, 1)
-    ]
-    sheet = Image.new("RGB", (2 * half, sum(heights) + CAPTION), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for side in range(2):
-        for i, title in enumerate(titles):
-            draw.text((side * half + MARGIN + i * cell, 2), title, "black", font)
-    top = CAPTION
-    for row in range(len(heights)):
-        name = PHOTOS[row // 2]
-        for side in range(2):
-            text = STYLES[2 * (row % 2) + side]
-            left = side * half + MARGIN
-            draw.text((left, top + 2), text, "black", font)
-            for i, image in enumerate(pictures[name, text]):
-                small = to_pil(image).resize((cell - 2, heights[row] - CAPTION))
-                sheet.paste(small, (left + i * cell, top + CAPTION))
-        top += heights[row]
+def figure(options: argparse.Namespace) -> None:
+    """Write the figure: a row a photo and canvas, a column a style and model."""
+    losses = Losses(patches=options.patches)
+    columns = [(text, model) for text in STYLES for model in MODELS]
+    rows = {}
+    for name, canvas in tqdm(list(product(PHOTOS, CANVASES)), unit="row"):
+        images = [photo(name, options.side)] + [
+            styled(name, text, model, canvas, losses, options) for text, model in columns
+        ]
+        rows[f"{name}, {canvas}"] = [to_pil(image).resize((CELL, CELL)) for image in images]
+    titles = ["photo"] + [f"{text}: {MODELS[model]}" for text, model in columns]
     with write_beside(FIGURE) as temporary:
-        sheet.save(temporary, optimize=True)
+        sheet(list(rows.values()), titles, list(rows)).save(temporary, optimize=True)
     print(FIGURE)
 
 
-def curve(work: Path) -> None:
+def curve(options: argparse.Namespace) -> None:
     """Write style against content over strengths, each model and canvas."""
     judge, rows = Judge(), []
-    # Half of the figure's pairs: every photo with two styles, every style with a photo or two.
-    pairs = [(name, text) for i, name in enumerate(PHOTOS) for text in STYLES[i % 2 :: 2]]
+    pairs = [(name, text) for name in PHOTOS for text in STYLES]
     for canvas in CANVASES:
         for model in MODELS:
-            for strength in STRENGTHS:
-                losses = Losses(patches=PATCHES, strength=strength)
+            for strength in options.strengths:
+                losses = Losses(patches=options.patches, strength=strength)
                 facts = {"canvas": canvas, "model": model, "strength": strength}
-                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, work)})
+                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
-    write_table("clipstyler", rows)
+    write_table("clipstyler", rows, options)
 
 
-def terms(work: Path) -> None:
+def terms(options: argparse.Namespace) -> None:
     """Write what each of the paper's terms buys: the defaults, and one change at a time."""
     judge, rows = Judge(), []
-    pairs = list(zip(PHOTOS, STYLES, strict=False))  # three pictures a setting
-    usual = Losses(patches=PATCHES)
+    pairs = [(PHOTOS[0], text) for text in STYLES]
+    usual = Losses(patches=options.patches)
     changes = {
         "defaults": usual,
         "no patches": replace(usual, patches=0, whole=1.0),
@@ -201,14 +179,16 @@ def terms(work: Path) -> None:
     }
     for canvas in CANVASES:
         for model in MODELS:
-            for name, losses in changes.items():
+            other = next(name for name in MODELS if name != model)
+            twin = {f"content by {other}": replace(usual, content=other)}
+            for name, losses in (changes | twin).items():
                 facts = {"canvas": canvas, "model": model, "terms": name}
-                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, work)})
+                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
-    write_table("clipstyler_terms", rows)
+    write_table("clipstyler_terms", rows, options)
 
 
-def speed(steps: int) -> None:
+def speed(options: argparse.Namespace) -> None:
     """Print how long a whole process takes, and its most memory, beside `import torch`'s."""
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +199,7 @@ def speed(steps: int) -> None:
             path = Path(folder) / f"{side}.png"
             to_pil(photo("astronaut", side)).save(path)
             for canvas in ("network", "no-network"):
-                command = ["style", path, "fireworks", f"--{canvas}", "--steps", steps]
+                command = ["style", path, "fireworks", f"--{canvas}", "--steps", options.steps]
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 began = time.perf_counter()
                 subprocess.run(
@@ -232,16 +212,17 @@ def speed(steps: int) -> None:
                 figures[f"{side} x {side}, {canvas}, s"] = round(seconds, 1)
                 figures[f"{side} x {side}, {canvas}, processor s"] = round(busy, 1)
         figures["most memory, MB"] = round(after.ru_maxrss / 1024)
-    print(json.dumps({"steps": steps, **figures}, indent=1))
+    print(json.dumps({"steps": options.steps, **figures}, indent=1))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["figure", "curve", "terms", "speed"])
-    parser.add_argument("--steps", type=int, default=100, help="of `speed`")
+    parser.add_argument("--side", type=int, default=160, help="the longer one")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--patches", type=int, default=16)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 1.0, 4.0])
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/clipstyler"))
-    options = parser.parse_args()
-    if options.what == "speed":
-        speed(options.steps)
-    else:
-        {"figure": figure, "curve": curve, "terms": terms}[options.what](options.work)
+    arguments = parser.parse_args()
+    {"figure": figure, "curve": curve, "terms": terms, "speed": speed}[arguments.what](arguments)

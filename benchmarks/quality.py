@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from PIL import Image
 
 from clipag_plugins import sampler
 from clipag_plugins.ascent import Ascent
@@ -31,9 +32,11 @@ from clipag_plugins.model import ClipagModel, load_clipag
 from clipag_plugins.sampler import from_pil, read_picture, sample, starting_images
 
 from . import evaluator
+from .contact_sheet import write_sheet
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 10
+SHOWN = 8  # prompts of a figure: the first, whatever became of them
 
 
 def pictures_of(
@@ -52,6 +55,14 @@ def pictures_of(
 def picture_paths(folder: Path, count: int) -> list[Path]:
     """Return the paths of the first pictures that `pictures_of` keeps in a folder."""
     return [folder / f"{number:05}.png" for number in range(count)]
+
+
+def write_figure(path: Path, prompts: list[str], folders: list[Path]) -> None:
+    """Show side by side what several folders of `pictures_of` have of the first prompts."""
+    shown = prompts[:SHOWN]
+    paths = [picture_paths(folder, len(shown)) for folder in folders]
+    write_sheet(path, shown, [[Image.open(file) for file in row] for row in paths], columns=2)
+    print(path)
 
 
 def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -> dict[str, float]:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 from clipag_plugins.ascent import Ascent
@@ -27,11 +26,9 @@ from clipag_plugins.integrations.vqgan_weights import load_vqgan
 from clipag_plugins.model import ClipagModel, load_clipag, normalize
 
 from . import evaluator
-from .contact_sheet import write_sheet
-from .quality import digest_of, judged, picture_paths, pictures_of, write_results
+from .quality import digest_of, judged, pictures_of, write_figure, write_results
 
 FIGURE = Path("examples/vqgan.png")
-SHOWN, COLUMNS = 8, 2
 REPEATS = 10
 
 
@@ -110,11 +107,7 @@ def compare(options: argparse.Namespace) -> None:
         rows.append({"model": name, **judged(judge, images, every)})
         print(json.dumps(rows[-1]), flush=True)
     is_whole = options.prompts == len(every)
-    figure = FIGURE if is_whole else options.work / FIGURE.name
-    shown = prompts[:SHOWN]
-    paths = [picture_paths(folder, len(shown)) for folder in folders]
-    write_sheet(figure, shown, [list(map(Image.open, row)) for row in paths], COLUMNS)
-    print(figure)
+    write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         kept = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
         write_results("vqgan", kept, rows)

@@ -186,7 +186,8 @@ def readable(folder: Path) -> tuple[dict[Path, dict[str, str] | None], list[str]
             found[path] = None
             continue
         with Image.open(path) as file:
-            found[path] = {str(k): v for k, v in file.info.items() if isinstance(v, str)}
+            info = {str(k): v for k, v in file.info.items()}
+        found[path] = {k: v for k, v in info.items() if isinstance(v, str)}
     if len(skipped) == len(paths):
         raise ClipagError(f"None of the {len(paths)} pictures in {folder} can be read.")
     if skipped:

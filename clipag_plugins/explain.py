@@ -84,17 +84,18 @@ def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | No
     Raises:
         ClipagError: the tower is of another kind.
     """
-    tower: Any = visual.tower if isinstance(visual, ImageTower) else visual
+    tower = visual.tower if isinstance(visual, ImageTower) else visual
+    layers: Any = tower
     if isinstance(tower, VisionTransformer):
-        return tower.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
+        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
     if isinstance(tower, MiniImageTower):
         strides = [i for i, layer in enumerate(tower.layers) if isinstance(layer, nn.Conv2d)]
         return tower.layers[strides[-1] - 1], None
     if hasattr(tower, "layer4"):  # OpenAI's ResNets
-        return tower.layer4, None
+        return layers.layer4, None
     if hasattr(tower, "transformer"):  # open_clip's own transformer, batch first
-        return tower.transformer.resblocks[-1].ln_1, lambda x: _grid(x, 1)
-    trunk = getattr(tower, "trunk", None)  # timm's
+        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x, 1)
+    trunk: Any = getattr(tower, "trunk", None)  # timm's
     if hasattr(trunk, "stages"):
         return trunk.stages[-1], None
     if hasattr(trunk, "blocks"):

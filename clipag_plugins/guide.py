@@ -50,8 +50,8 @@ class Target:
     source: Tensor | None = None
 
 
-# A move in CLIP's space that is shorter than this has no direction yet: it counts in proportion.
-# A unit of length is a whole embedding, and one pixel's gradient would have no bound else.
+# At the source itself a move has no direction, and close to it a gradient without bound: moves
+# that are shorter than this count in proportion. Embeddings have length 1.
 SHORTEST = 0.1
 
 

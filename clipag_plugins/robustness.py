@@ -74,8 +74,8 @@ def correct(
     elif attack == "autoattack":
         images = _autoattack(classifier, images, labels, threat_model, seed)
     with torch.no_grad():
-        kept: Tensor = classifier(images).argmax(dim=1) == labels
-        return kept
+        right: Tensor = classifier(images).argmax(dim=1) == labels
+    return right
 
 
 def _autoattack(

@@ -44,7 +44,8 @@ class Losses:
         patch: side of a crop, as a share of the picture's shorter side.
         threshold: crops nearer to the style than this, in 1 − cosine, stop leading; 0 is never.
         whole: weight of the whole picture's directional loss.
-        content: whose features hold the content: "clip", the model's own, or "vgg19".
+        content: whose features hold the content: "clip", the model's own, "vgg19", or the name
+            of another model.
         content_weight: weight of the relative change of these features.
         tv: weight of the total variation: along each axis, the mean step from pixel to pixel.
         templates: average the texts over CLIP's 80 ImageNet templates.
@@ -266,27 +267,32 @@ def train(
     network, optimizer = StyleNetwork().to(model.device), None
     direction: Target | None = None
     done = 0
-    with tqdm(total=steps, unit="step", disable=not progress) as bar:
-        while done < steps:
-            drawn = torch.randint(len(photos), (batch,), generator=generator).tolist()
-            squares = [from_pil(read_picture(photos[i]), (size, size)) for i in drawn]
-            content = torch.stack(squares).to(model.device)
-            # The text's direction is the same for all; where it starts is each photo's own.
-            direction = direction or losses.target(model, text, content[0], truncate)
-            targets = [
-                replace(direction, source=image_target(model, photo).embedding) for photo in content
-            ]
-            guide, penalties = losses.build(
-                model, targets, content, seed + done, precision, max_views
-            )
-            canvas = StyleCanvas(content, network)
-            optimizer = optimizer or canvas.optimizer()  # one for all batches
-            looks = min(LOOKS, steps - done)
-            ascent = ascend(canvas, guide, looks, optimizer, None, False, penalties)
-            done += ascent.steps
-            bar.update(ascent.steps)
-            if ascent.interrupted:
-                break
+    try:
+        with tqdm(total=steps, unit="step", disable=not progress) as bar:
+            while done < steps:
+                drawn = torch.randint(len(photos), (batch,), generator=generator).tolist()
+                squares = [from_pil(read_picture(photos[i]), (size, size)) for i in drawn]
+                content = torch.stack(squares).to(model.device)
+                # The text's direction is the same for all; where it starts is each photo's own.
+                direction = direction or losses.target(model, text, content[0], truncate)
+                targets = [
+                    replace(direction, source=image_target(model, photo).embedding)
+                    for photo in content
+                ]
+                guide, penalties = losses.build(
+                    model, targets, content, seed + done, precision, max_views
+                )
+                canvas = StyleCanvas(content, network)
+                optimizer = optimizer or canvas.optimizer()  # one for all batches
+                looks = min(LOOKS, steps - done)
+                ascent = ascend(canvas, guide, looks, optimizer, None, False, penalties)
+                done += ascent.steps
+                bar.update(ascent.steps)
+                if ascent.interrupted:
+                    break
+    except KeyboardInterrupt:  # between two batches
+        if done == 0:
+            raise
     return network.requires_grad_(False), done
 
 

@@ -17,11 +17,10 @@ from torch.nn import functional as F
 
 from ..errors import ClipagError
 from ..mini import Block, MiniImageTower
-from ..model import ClipagModel, ImageTower, normalize, resample
+from ..model import ClipagModel, ImageTower, load_clipag, normalize, resample
 from ..vit import VisionTransformer
 
 Features = Callable[[Tensor], list[Tensor]]
-NETWORKS = ("clip", "vgg19")
 MULTIPLE = 16  # of pixels, that the embedded towers want a side to be
 
 
@@ -133,16 +132,25 @@ def vgg19_features(device: torch.device) -> Features:
 
 
 def features_of(name: str, model: ClipagModel) -> Features:
-    """Return what takes the features that hold the content, by name: one of `NETWORKS`.
+    """Return what takes the features that hold the content.
+
+    Args:
+        name: "clip" for the model's own, "vgg19", or what `load_clipag` takes: another model's.
+        model: the CLIP that guides.
 
     Raises:
-        ClipagError: the name is another one, or the network cannot be had.
+        ClipagError: there is no such network, or it cannot be had.
     """
     if name == "clip":
         return tower_features(model)
     if name == "vgg19":
         return vgg19_features(model.device)
-    raise ClipagError(f"content is {name!r}: choose {' or '.join(NETWORKS)}.")
+    return _other_features(name, model.device)
+
+
+@cache
+def _other_features(name: str, device: torch.device) -> Features:
+    return tower_features(load_clipag(name, device))
 
 
 def _hooked(network: nn.Module, layers: Sequence[nn.Module]) -> Features:

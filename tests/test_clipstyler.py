@@ -184,6 +184,16 @@ def test_content_of_every_tower(model, photo, kind):
     assert not any(layer._forward_hooks for layer in tower.modules())
 
 
+def test_content_of_another_model(model, vanilla, photo):
+    def loss(name, guiding):
+        features = perceptual.features_of(name, guiding)
+        return perceptual.ContentLoss(features, photo[None])(photo[None].flip(2)).item()
+
+    assert loss("clip-mini", model) == loss("clip", vanilla) != loss("clip", model)
+    with pytest.raises(clip.ClipagError, match="no model or weights file called 'vgg16'"):
+        loss("vgg16", model)
+
+
 def test_vgg_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, model):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -165,11 +165,8 @@ def _folder(options: argparse.Namespace) -> int:
 
     prompts = evaluation.read_prompts(options.prompts)
     report = evaluation.Report()
-    sets = {str(options.folder): options.folder}
-    rivals = []
-    if options.against is not None:
-        sets[str(options.against)] = options.against
-        rivals = [(str(options.folder), str(options.against))]
+    sets = {str(folder): folder for folder in (options.folder, options.against) if folder}
+    rivals = [(str(options.folder), str(options.against))] if options.against else []
     _measure(options, prompts, sets, report, rivals)
     return _finish(options, report, options.kind)
 
@@ -310,8 +307,10 @@ def _measure(
         real = [path for path, facts in found.items() if facts is not None]
         network = evaluation.inception("2048", options.inception)
         for label, rows in report.columns.items():
-            ours = evaluation.batches(paths[label], 299, options.batch)
-            value = evaluation.fid(ours, evaluation.batches(real, 299, options.batch), network)
+            ours, theirs = (
+                evaluation.batches(side, 299, options.batch) for side in (paths[label], real)
+            )
+            value = evaluation.fid(ours, theirs, network)
             rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_lpips() -> None:

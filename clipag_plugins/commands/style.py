@@ -67,8 +67,9 @@ def add(commands: Commands) -> None:
         help="crops nearer to the style, in 1 - cosine, stop leading; the paper's is 0.7 "
         "(default: 0)")  # fmt: skip
     add("--whole", type=float, help="weight of the whole picture's style (default: 0.056)")
-    add("--content", choices=["clip", "vgg19"],
-        help="whose features hold the content: the model's or VGG19's (default: clip)")  # fmt: skip
+    add("--content", metavar="clip|vgg19|MODEL",
+        help="whose features hold the content: those of the model that guides, VGG19's or "
+        "another model's (default: clip)")  # fmt: skip
     add("--content-weight", type=float, help="weight of the content (default: 0.05)")
     add("--tv", type=float, help="weight of the total variation (default: 0)")
     add("--templates", action=argparse.BooleanOptionalAction,
@@ -286,7 +287,7 @@ def _losses(options: argparse.Namespace) -> "Losses":
 
 def _say_content(losses: "Losses", model: str) -> None:
     if losses.content_weight:
-        whose = f"{model}'s own" if losses.content == "clip" else "VGG19's"
+        whose = f"{model}'s own" if losses.content == "clip" else f"{losses.content}'s"
         print(f"clipag: the content was held by {whose} features.", file=sys.stderr)
 
 
