@@ -138,7 +138,7 @@ def figure(options: argparse.Namespace) -> None:
     losses = Losses(patches=options.patches)
     columns = [(text, model) for text in STYLES for model in MODELS]
     rows = {}
-    for name, canvas in tqdm(list(product(PHOTOS, CANVASES)), unit="row"):
+    for name, canvas in tqdm(list(product(PHOTOS[: options.photos], CANVASES)), unit="row"):
         images = [photo(name, options.side)] + [
             styled(name, text, model, canvas, losses, options) for text, model in columns
         ]
@@ -152,7 +152,7 @@ def figure(options: argparse.Namespace) -> None:
 def curve(options: argparse.Namespace) -> None:
     """Write style against content over strengths, each model and canvas."""
     judge, rows = Judge(), []
-    pairs = [(name, text) for name in PHOTOS for text in STYLES]
+    pairs = [(name, text) for name in PHOTOS[: options.photos] for text in STYLES]
     for canvas in CANVASES:
         for model in MODELS:
             for strength in options.strengths:
@@ -218,6 +218,7 @@ def speed(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["figure", "curve", "terms", "speed"])
+    parser.add_argument("--photos", type=int, default=len(PHOTOS), help="the first so many")
     parser.add_argument("--side", type=int, default=160, help="the longer one")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--patches", type=int, default=16)
