@@ -52,7 +52,7 @@ STYLES = ("fireworks", "water wave", "sunflower", "brick")
 MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
 CANVASES = {"network": True, "pixels": False}
 CROPS = 24
-CELL = 150
+CELL = 112
 
 
 def photo(name: str, side: int) -> Tensor:
