@@ -36,7 +36,6 @@ JUDGES = {
     "ConvNeXt": "laion/CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K",
     "ViT-H/14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
-AESTHETIC_MODEL = "vanilla:ViT-L/14"
 AESTHETIC_HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 RESAMPLES, CONFIDENCE = 2000, 0.95
@@ -54,6 +53,7 @@ class ClipJudge:
     def __init__(self, model: ClipagModel, name: str | None = None):
         self.model = model
         self.name = name or model.name
+        self.weights = fingerprint(model)
         self.side = max(INPUT_RESOLUTION, model.visual.native_size)
 
     @torch.no_grad()
@@ -66,6 +66,15 @@ class ClipJudge:
         """Return unit-length embeddings (N, D) of texts; what is over 77 tokens is cut."""
         targets = [text_target(self.model, text, truncate=True) for text in texts]
         return torch.stack([target.embedding.float().cpu() for target in targets])
+
+
+def fingerprint(model: ClipagModel) -> str:
+    """Return a digest of a model's weights: names may be given twice, and files made again."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def load_judge(name: str, device: str | torch.device = "cpu") -> ClipJudge:
@@ -253,7 +262,7 @@ def batches(paths: Sequence[Path], side: int, size: int = BATCH) -> Iterator[Ten
         yield torch.stack([read_square(path, side) for path in paths[first : first + size]])
 
 
-def embed(judge: Judge, paths: Sequence[Path], kept: Path, batch: int = BATCH) -> Tensor:
+def embed(judge: ClipJudge, paths: Sequence[Path], kept: Path, batch: int = BATCH) -> Tensor:
     """Return a judge's embeddings (N, D) of pictures.
 
     Each batch is written to the folder `kept` as it comes, and found there the next time. Under
@@ -267,7 +276,7 @@ def embed(judge: Judge, paths: Sequence[Path], kept: Path, batch: int = BATCH) -
     chunks = [paths[i : i + batch] for i in range(0, len(paths), batch)]
     bar = tqdm(chunks, desc=judge.name, unit="batch", disable=len(chunks) < 3 or rank > 0)
     for number, chunk in enumerate(bar):
-        files.append(kept / f"{slug(judge.name)}-{_digest(chunk)}.safetensors")
+        files.append(kept / f"{slug(judge.name)}-{judge.weights}-{_digest(chunk)}.safetensors")
         if number % world == rank and not files[-1].exists():
             (images,) = batches(chunk, judge.side, batch)
             with write_beside(files[-1]) as temporary:
@@ -387,7 +396,9 @@ class AestheticHead(nn.Sequential):
             raise ClipagError(f"There is no file {path}: download {AESTHETIC_HEAD}.") from error
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
                 EOFError, _unpickling_error()) as error:  # fmt: skip
-            raise ClipagError(f"{path} is no aesthetic predictor: {error}") from error
+            raise ClipagError(
+                f"{path} is no aesthetic predictor: download {AESTHETIC_HEAD}."
+            ) from error
         self.requires_grad_(False)
 
     def scores(self, z: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import gmm, hub
+from . import gmm
 from .ascent import Ascent, Callback, ascend
 from .canvas import PixelCanvas, ThresholdedCanvas
 from .errors import ClipagError
 from .files import write_beside
 from .guide import Guide, MakeViews, Target, text_target
-from .model import ClipagModel, load_clipag, normalize
+from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
 from .views import Views, one_view
 
 SMALLEST, LARGEST = 16, 2048
@@ -74,8 +74,8 @@ EMBEDDED = Settings(
 
 def settings_for(model: ClipagModel) -> Settings:
     """Return the default settings of a model."""
-    source = hub.MODELS.get(model.name)
-    return EMBEDDED if source is not None and source.embedded else NOTEBOOK
+    # Towers that see less than CLIP's 224 pixels are kin of the embedded ones, by any name.
+    return EMBEDDED if model.visual.native_size < INPUT_RESOLUTION else NOTEBOOK
 
 
 def generate(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ClipagError
-from .model import CLIP_STD, ClipagModel, ImageTower
+from .model import CLIP_STD, ClipagModel, ImageTower, resample
 
 
 class SmoothedTower(ImageTower):
@@ -35,6 +35,8 @@ class SmoothedTower(ImageTower):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), of length ≤ 1, of normalised images."""
+        # Before the noise: afterwards it would average most of it away.
+        image = resample(image, self.native_size)
         generator = torch.Generator().manual_seed(self.next_seed)
         self.next_seed += 1
         noise = torch.randn((self.samples, *image.shape), generator=generator).to(image)
@@ -53,13 +55,14 @@ def smooth(model: ClipagModel, sigma: float, samples: int, seed: int = 0) -> Cli
 
     Args:
         model: the model to smooth.
-        sigma: standard deviation of the noise, for images in [0, 1] of the side they are
-            given in.
+        sigma: standard deviation of the noise, for images in [0, 1] of the tower's own
+            side.
         samples: noisy copies of each image.
         seed: where the noise comes from.
 
     Raises:
-        ClipagError: `sigma` is negative or not finite, or `samples` is below 1.
+        ClipagError: `sigma` is negative or not finite, `samples` is below 1, or torch does not
+            take the seed.
     """
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ClipagError(f"sigma is {sigma}: give a standard deviation, 0 or more.")

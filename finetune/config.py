@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from clipag_plugins.attack import L2, Linf, ThreatModel
+from clipag_plugins.attack import NORMS, ThreatModel
 from clipag_plugins.errors import ClipagError
 
 if sys.version_info >= (3, 11):
@@ -17,12 +18,12 @@ else:
     import tomli as tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
-NORMS: dict[str, type[ThreatModel]] = {"l2": L2, "linf": Linf}
 OBJECTIVES = ("clipag", "tecoa", "fare")
 KINDS = ("shards", "table", "files", "classes", "corpus")
 # What makes a run that run: a checkpoint with others of these is not resumed.
 IDENTITY = ("model", "vision", "objective", "clean_weight", "batch", "streams", "seed", "steps",
-            "lr", "weight_decay", "warmup", "threat", "data", "crop", "ema")  # fmt: skip
+            "lr", "weight_decay", "betas", "clip", "warmup", "threat", "data", "crop", "ema",
+            "template")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,18 @@ def check(config: Config) -> None:
                         ("evaluate_top", 1)):  # fmt: skip
         if getattr(config, name) < least:
             raise ClipagError(f"{name} is {getattr(config, name)}: it must be {least} or more.")
-    attack_steps, eps = config.threat.attack_steps, config.threat.eps
+    threat = config.threat
+    for name, value in (("lr", config.lr), ("clip", config.clip)):
+        if not 0 < value < math.inf:
+            raise ClipagError(f"{name} is {value}: it must be a number above 0.")
+    for name, value in (("weight_decay", config.weight_decay), ("seed", config.seed),
+                        ("clean_weight", config.clean_weight), ("threat.eps", threat.eps),
+                        ("threat.step_size", threat.step_size)):  # fmt: skip
+        if not 0 <= value < math.inf:
+            raise ClipagError(f"{name} is {value}: it must be 0 or more.")
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise ClipagError(f"betas is {config.betas}: give two numbers from 0 to below 1.")
+    attack_steps, eps = threat.attack_steps, threat.eps
     if min(attack_steps, eps) < 0 or (attack_steps == 0) != (eps == 0):
         raise ClipagError(
             f"threat.eps is {eps} in {attack_steps} attack_steps: both must be above 0, or both "

@@ -18,7 +18,9 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tarfile
 import unicodedata
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 
 SIZE = 96
@@ -89,6 +92,8 @@ def fetch_packages(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for emoji_set, version in EMOJI_SETS.items():
         if not (folder / f"iconify-json-{emoji_set}-{version}.tgz").exists():
+            if shutil.which("npm") is None:
+                raise ClipagError("The corpus comes by npm, apt-get and dpkg-deb: install them.")
             command = ["npm", "pack", "--silent", f"@iconify-json/{emoji_set}@{version}"]
             subprocess.run(command, cwd=folder, check=True)
     for package in DEBIAN_PACKAGES:
@@ -265,4 +270,7 @@ def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
-    build(parser.parse_args().work)
+    try:
+        build(parser.parse_args().work)
+    except ClipagError as error:
+        sys.exit(f"clipag: {error}")

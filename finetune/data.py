@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,7 +69,10 @@ class CorpusRows:
 
     def __init__(self, folder: Path, split: str):
         if not (folder / "captions.json").is_file():
-            raise ClipagError(f"{folder} holds no corpus: make it with finetune.corpus.")
+            raise ClipagError(
+                f"{folder} holds no corpus: make it with python -m clipag_plugins.finetune.corpus "
+                f"--work {folder}, or name your own data in a copy of the config."
+            )
         self.pixels, rows = corpus.load(folder)
         self.file = folder / "pictures.npy"
         self.rows = [row for row in rows if row.split == split]
@@ -153,7 +157,9 @@ def open_source(source: Source, streams: int = 1) -> Units:
         units = Rows([(p, _read_caption(p.with_suffix(".txt"))) for p in found])
     else:
         found = sorted(p for p in where.glob("*/**/*") if p.suffix.lower() in PICTURES)
-        units = Rows([(p, _class_name(p.relative_to(where).parts[0])) for p in found])
+        folders = [p.relative_to(where).parts[0] for p in found]
+        texts = _class_texts(sorted(set(folders)), where)
+        units = Rows([(p, texts[folder]) for p, folder in zip(found, folders, strict=True)])
     if len(units) < max(1, streams):
         raise ClipagError(
             f"{source.kind} {source.path} has {len(units)} samples, fewer than the {streams} "
@@ -176,8 +182,19 @@ def class_names(sources: Sequence[Source]) -> list[str]:
     return sorted(names)
 
 
-def _class_name(folder: str) -> str:
-    return folder.replace("_", " ")
+def _class_texts(folders: Sequence[str], where: Path) -> dict[str, str]:
+    """Return what the classes of an ImageFolder are called; ImageNet's folders are ids."""
+    if not any(re.fullmatch(r"n\d{8}", folder) for folder in folders):
+        return {folder: folder.replace("_", " ") for folder in folders}
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    # Its names are in the order of the ids, so all of them must be there.
+    if len(folders) != len(IMAGENET_CLASSNAMES):
+        raise ClipagError(
+            f"{where} names its classes by WordNet ids, as {folders[0]}, and is not the whole of "
+            "ImageNet: rename its folders to words."
+        )
+    return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
 
 
 def _read_caption(path: Path) -> str:

@@ -59,7 +59,7 @@ class Tecoa(Objective):
     def __init__(self, texts: EncodeText, scale: float, classes: Sequence[str], template: str):
         self.scale = scale
         self.number = {name: i for i, name in enumerate(classes)}
-        self.texts = texts([template.format(name) for name in classes])  # (C, D)
+        self.texts = texts([template.replace("{}", name) for name in classes])  # (C, D)
 
     def begin(self, captions: Sequence[str], views: int) -> None:
         """Look up the classes."""

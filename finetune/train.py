@@ -135,7 +135,8 @@ def collect(config: Config, source: data.Data, step: int, spool: Spool) -> Batch
         captions += texts
         places += source.indices(number)
     first = (config.seed * 1_000_003 + step) * config.batch
-    return Batch(spool, captions, [first + place for place in places], config.batch)
+    seeds = [(first + place) % 2**63 for place in places]
+    return Batch(spool, captions, seeds, config.batch)
 
 
 def train(config: Config, out: Path, device: torch.device) -> Path:
@@ -266,7 +267,7 @@ def _scores(
 ) -> Scores:
     template = config.template if config.objective == "tecoa" else "{}"
     names = sorted(set(validation[1]))
-    texts = embed_texts(model, [template.format(name) for name in names])
+    texts = embed_texts(model, [template.replace("{}", name) for name in names])
     labels = torch.tensor([names.index(caption) for caption in validation[1]])
     return evaluate(
         tower, texts, validation[0], labels, config.threat.model(), config.evaluate_top,
@@ -295,7 +296,7 @@ def draw_pag(
     device = texts.device
     noise = torch.randn(len(prompts), 3, side, side, generator=torch.Generator().manual_seed(0))
     grey = (0.5 + 0.1 * noise).clamp(0, 1).to(device)
-    reach = 0.25 * side  # an eighth of the way from grey to black or white in each value
+    reach = 0.25 * side  # 0.14 in each value, as a root mean square
 
     def similarity(images: Tensor) -> Tensor:
         z = nn.functional.normalize(tower(normalize(images)), dim=-1)
@@ -311,7 +312,7 @@ class Log:
     """TensorBoard's log, and that of Weights & Biases if the config names a project."""
 
     def __init__(self, config: Config, out: Path, start: int):
-        self._out, self._writer = out, SummaryWriter(str(out / "log"), purge_step=start)
+        self._out, self._writer = out, SummaryWriter(str(out / "log"), purge_step=start + 1)
         self._config, self._last = config, Times()
         self._wandb: Any = None
         if config.wandb:
@@ -369,11 +370,11 @@ def device_of(name: str | None) -> torch.device:
 
     from clipag_plugins.commands.options import choose_device
 
-    if name is None and torch.cuda.is_available():
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-        return device
-    return choose_device(name)
+    return device
 
 
 if __name__ == "__main__":

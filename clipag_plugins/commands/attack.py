@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import DEVICE_HELP, Commands, choose_device, command, output_paths
+from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
 
 if TYPE_CHECKING:
     from ..attack import ThreatModel
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         help="whose eyes are fooled: a known model or a weights file (default: %(default)s)",
     )
     add_threat_model(attack)
-    add("--seed", type=int, default=0, help="of the random start (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, help="of the random start (default: %(default)s)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)
     add("--out", type=Path, help="the .png to write (default: attack-TEXT-SEED.png)")

@@ -2,14 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
-from .options import DEVICE_HELP, Commands, choose_device, command, need_place
+from .options import DEVICE_HELP, Commands, choose_device, command, need_place, seed_number
 
 if TYPE_CHECKING:
     from ..evaluation import Picture, Report
@@ -21,9 +21,9 @@ examples:
   clipag eval table1 --prompts prompts.txt --models vanilla:ViT-B-32-laion2B ViT-B/32
   torchrun --nproc-per-node 8 -m clipag_plugins eval table2 \\
       --prompts captions_val2014.json --count 30000 --models ViT-B/32 --reference val2014/
-  clipag eval robustness imagenette/val --models vanilla:ViT-B-32-laion2B ViT-B/32
+  clipag eval robustness photos/ --models vanilla:ViT-B-32-laion2B ViT-B/32
 
-all but robustness need pip install 'clipag-plugins[eval]', and so does AutoAttack.
+all need pip install 'clipag-plugins[eval]'.
 """
 DRAWINGS_EXAMPLES = """\
 examples:
@@ -47,7 +47,7 @@ it goes on where it was stopped; under torchrun each process takes its share.
 ROBUSTNESS_EXAMPLES = """\
 examples:
   clipag eval robustness imagenette/val                      a folder for each class
-  clipag eval robustness imagenette/val --norm l2 --eps 1.5 --steps 5 --attacks clean pgd
+  clipag eval robustness photos/ --norm l2 --eps 1.5 --steps 5 --attacks clean pgd
 """
 
 
@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
             metavar="MODEL",
             help="what guides, vanilla first (default: %(default)s)",
         )
-        add("--seed", type=int, default=0, help="of every picture (default: %(default)s)")
+        add("--seed", type=seed_number, default=0, help="of every picture (default: %(default)s)")
         add("--count", type=int, help="only so many of the prompts, drawn at random by the seed")
         add("--steps", type=int, help="updates of a picture (default: as the command that draws)")
         if name == "table1":
@@ -110,7 +110,7 @@ def add(commands: Commands) -> None:
     )
     add("--template", default="{}", help="the text of a class (default: its name alone)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the attacks (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, help="of the attacks (default: %(default)s)")
     add_threat_model(robustness)
     _add_where(robustness)
 
@@ -181,16 +181,19 @@ def _table1(options: argparse.Namespace) -> int:
 
     prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     steps = clipdraw.STEPS if options.steps is None else options.steps
-    sets, rivals = {}, []
+    sets: dict[str, Path] = {}
+    rivals = []
     for augment in (False, True):
         labels = []
         for name in options.models:
             model = load_clipag(name, choose_device(options.device))
             label = f"{model.name}, {'aug.' if augment else 'no aug.'}"
+            _need_new(label, sets)
             labels.append(label)
             sets[label] = options.out / evaluation.slug(label)
             facts = {
                 "model": model.name,
+                "weights": evaluation.fingerprint(model),
                 "seed": options.seed,
                 "steps": steps,
                 "strokes": options.strokes,
@@ -219,12 +222,19 @@ def _table2(options: argparse.Namespace) -> int:
     from ..sampler import sample, settings_for
 
     prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
-    sets = {}
+    sets: dict[str, Path] = {}
     for name in options.models:
         model = load_clipag(name, choose_device(options.device))
         steps = settings_for(model).steps if options.steps is None else options.steps
+        _need_new(model.name, sets)
         sets[model.name] = options.out / evaluation.slug(model.name)
-        facts = {"model": model.name, "seed": options.seed, "steps": steps, "init": "gmm"}
+        facts = {
+            "model": model.name,
+            "weights": evaluation.fingerprint(model),
+            "seed": options.seed,
+            "steps": steps,
+            "init": "gmm",
+        }
         evaluation.draw_missing(
             lambda batch, model=model, steps=steps: sample(  # type: ignore[misc]
                 batch, model, steps=steps, seed=options.seed, truncate=True, progress=False
@@ -237,6 +247,11 @@ def _table2(options: argparse.Namespace) -> int:
     report = evaluation.Report()
     _measure(options, prompts, sets, report, [])
     return _finish(options, report, "table2")
+
+
+def _need_new(label: str, labels: Container[str]) -> None:
+    if label in labels:
+        raise ClipagError(f"Two --models are called {label!r}: rename one's file or folder.")
 
 
 def _measure(
@@ -381,6 +396,7 @@ def _robustness(options: argparse.Namespace) -> int:
     from ..sampler import read_square
 
     threat, device = threat_model(options), choose_device(options.device)
+    evaluation.library("scipy.stats")  # before hours of attacks, not after them
     report = evaluation.Report()
     classes, pictures, report.notes = robustness.labelled_pictures(options.folder)
     budget = f"{options.norm}, eps {options.eps:g}"
@@ -388,17 +404,22 @@ def _robustness(options: argparse.Namespace) -> int:
              "autoattack": f"AutoAttack, {budget}"}  # fmt: skip
     for name in options.models:
         model = load_clipag(name, device)
-        texts = [options.template.format(name) for name in classes]
+        _need_new(model.name, report.columns)
+        texts = [options.template.replace("{}", name) for name in classes]
         classifier = robustness.ZeroShot(model, texts)
         right: dict[str, list[torch.Tensor]] = {attack: [] for attack in options.attacks}
         for first in tqdm(range(0, len(pictures), options.batch), desc=model.name, unit="batch"):
             chunk = pictures[first : first + options.batch]
             images = torch.stack([read_square(path, options.size) for path, _ in chunk]).to(device)
             labels = torch.tensor([label for _, label in chunk], device=device)
-            for attack, parts in right.items():
-                parts.append(
-                    robustness.correct(classifier, images, labels, attack, threat, options.seed)
-                )
+            for attack in [*right]:
+                try:
+                    right[attack].append(
+                        robustness.correct(classifier, images, labels, attack, threat, options.seed)
+                    )
+                except ClipagError as error:
+                    report.notes.append(f"Not measured, {names[attack]}: {error}")
+                    del right[attack]
         report.columns[model.name] = [
             evaluation.mean("accuracy", names[attack], 100 * torch.cat(parts).float().cpu())
             for attack, parts in right.items()

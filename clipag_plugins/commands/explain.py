@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
-from .options import DEVICE_HELP, Commands, choose_device, command, output_paths
+from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
 
 EXPLAIN_EXAMPLES = """\
 examples:
@@ -66,7 +66,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="known models or weights files (default: clip-mini clipag-mini)",
     )
-    add("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, help="of all random numbers (default: %(default)s)")
     add("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)
     add("--out", type=Path, help="the .png to write")

@@ -28,6 +28,14 @@ def command(commands: Commands, name: str, help: str, examples: str) -> argparse
     )
 
 
+def seed_number(text: str) -> int:
+    """Read a seed as argparse's `type`."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: choose a number from 0 to 2⁶³ − 1")
+    return number
+
+
 def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     """Add what all commands share that make pictures of prompts."""
     add = command.add_argument
@@ -37,7 +45,9 @@ def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
         default="clipag-mini",
         help="what guides: a known model or a weights file (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add(
+        "--seed", type=seed_number, default=0, help="same seed, same picture (default: %(default)s)"
+    )
     add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
     add_run_options(command)

@@ -17,6 +17,7 @@ from .options import (
     need_folder,
     need_place,
     output_paths,
+    seed_number,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def add(commands: Commands) -> None:
         help="repaint with a network that --train-on made, in one pass")  # fmt: skip
     add("--model", default="clipag-mini",
         help="what guides: a known model or a weights file (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add(
+        "--seed", type=seed_number, default=0, help="same seed, same picture (default: %(default)s)"
+    )
     add("--size", type=int,
         help="most pixels of the longer side, the shape is kept; the side of the squares to train "
         "on (default: 512, of squares 224)")  # fmt: skip
@@ -161,19 +164,32 @@ def _train(options: argparse.Namespace) -> int:
     if options.out is None or options.out.suffix != ".safetensors" or options.out.is_dir():
         raise ClipagError("--out must name the network's file, as fire.safetensors.")
     need_folder(options.out.parent)
+    if not options.network or options.keep_network or options.trajectory is not None:
+        raise ClipagError(
+            "--train-on makes a network and no pictures: leave --no-network, --keep-network and "
+            "--trajectory out."
+        )
     photos = _pictures_in(options.train_on)
 
     from ..integrations import clipstyler, style_network
     from ..model import load_clipag
-    from ..sampler import check_extent
+    from ..sampler import check_extent, read_picture
 
     losses = _losses(options)
+    readable = []
+    for photo in photos:  # all before the training, of which none may be lost
+        try:
+            read_picture(photo)
+        except ClipagError as error:
+            _passed_over(error, photos)
+        else:
+            readable.append(photo)
     steps = clipstyler.TRAINING_STEPS if options.steps is None else options.steps
     size = clipstyler.TRAINING_SIDE if options.size is None else options.size
     check_extent(steps, size)
     model = load_clipag(options.model, choose_device(options.device))
     network, done = clipstyler.train(
-        photos,
+        readable,
         text,
         model,
         losses=losses,
@@ -286,9 +302,8 @@ def _losses(options: argparse.Namespace) -> "Losses":
 
 
 def _say_content(losses: "Losses", model: str) -> None:
-    if losses.content_weight:
-        whose = f"{model}'s own" if losses.content == "clip" else f"{losses.content}'s"
-        print(f"clipag: the content was held by {whose} features.", file=sys.stderr)
+    if losses.content_weight and losses.content != "clip":
+        print(f"clipag: the content was held by {losses.content}'s features.", file=sys.stderr)
 
 
 def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":

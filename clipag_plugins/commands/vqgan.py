@@ -12,6 +12,7 @@ from .options import (
     command,
     need_place,
     output_paths,
+    seed_number,
 )
 
 EXAMPLES = """\
@@ -43,7 +44,13 @@ def add(commands: Commands) -> None:
     add("-conf", "--vqgan-config", "--vqgan_config", type=Path, metavar="YAML",
         help="the config of a checkpoint (default: the .yaml beside it)")  # fmt: skip
     add("-i", "--steps", "--iterations", type=int, help="updates, over all scenes")
-    add("-sd", "--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+    add(
+        "-sd",
+        "--seed",
+        type=seed_number,
+        default=0,
+        help="same seed, same picture (default: %(default)s)",
+    )
     add("-s", "--size", type=int, nargs="+", default=[224], metavar=("W", "H"),
         help="width and height in pixels, or one for both (default: 224)")  # fmt: skip
     add("-cuts", "--views", "--num_cuts", type=int,
