@@ -230,6 +230,19 @@ def test_table2_goes_on_where_it_stopped(folder, capsys):
         (("table1", "--prompts", "prompts.txt", "--models", "clip-mini"), "--models names 1"),
         (("robustness", "drawn"), "drawn holds 0 folders"),
         (("robustness", "drawn", "--template", "a photo"), "has no {}"),
+        (
+            (
+                "table2",
+                "--prompts",
+                "prompts.txt",
+                "--models",
+                "clip-mini",
+                "clip-mini",
+                "--steps",
+                "1",
+            ),
+            "Two --models are called 'clip-mini'",
+        ),
     ],
 )
 def test_bad_input(folder, arguments, word, capsys):

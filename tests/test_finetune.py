@@ -322,7 +322,11 @@ def test_the_configs_of_the_package_are_whole():
         ("threat.epss=1", "did you mean threat.eps"),
         ("steps=many", "steps is 'many', which is no int"),
         ("objective=tecao", "choose clipag, tecoa, fare"),
-        ("threat.norm=l1", "choose l2, linf"),
+        ("threat.norm=l1", "choose linf, l2"),
+        ("threat.step_size=-1", "0 or more"),
+        ("clip=nan", "clip is nan"),
+        ("lr=-1", "a number above 0"),
+        ("betas=[0.9]", "two numbers"),
         ("data.7.path=x", "there is no 'data.7.path'"),
         ("steps", "KEY=VALUE"),
         ("batch=0", "batch is 0"),
@@ -332,6 +336,14 @@ def test_a_mistaken_setting_is_one_sentence(change, words):
     with pytest.raises(clip.ClipagError) as error:
         config.read("mini", [change])
     assert words in str(error.value)
+
+
+def test_classes_named_by_wordnet_ids_are_refused(tmp_path):
+    for name in ("n01440764", "n01443537"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    with pytest.raises(clip.ClipagError, match="WordNet ids, as n01440764"):
+        data.open_source(config.Source("classes", str(tmp_path)))
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():

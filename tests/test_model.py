@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import clipag_plugins as clip
+from clipag_plugins import sampler
 from clipag_plugins.model import INPUT_RESOLUTION, normalize, transform
 
 
@@ -73,3 +74,10 @@ def test_importing_the_package_imports_no_framework():
     code = "import sys, clipag_plugins; print(any(m in sys.modules for m in ('torch', 'kornia')))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False"
+
+
+def test_a_kin_of_the_embedded_models_is_led_as_they_are(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    found = clip.load_clipag(tmp_path)
+    found.name = "mine"
+    assert sampler.settings_for(found) is sampler.EMBEDDED

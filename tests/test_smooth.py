@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 import clipag_plugins as clip
+from clipag_plugins.model import resample
 
 
 def images(count=2, side=48):
@@ -29,6 +30,13 @@ def test_similarity_and_gradient_are_means_over_noise(vanilla):
         cosine = (F.normalize(vanilla.encode_image(copy), dim=-1) @ target).sum()
         total += torch.autograd.grad(cosine, copy)[0]
     torch.testing.assert_close(x.grad, total / 4, rtol=1e-4, atol=1e-7)
+
+
+def test_noise_is_as_strong_for_a_picture_of_any_side(vanilla):
+    x = images(1, 224)
+    shrunk = resample(x, vanilla.visual.native_size)
+    found, expected = (clip.smooth(vanilla, 0.5, 4).encode_image(y) for y in (x, shrunk))
+    torch.testing.assert_close(found, expected)
 
 
 def test_noise_is_new_at_every_call_and_repeats_from_the_seed(vanilla):

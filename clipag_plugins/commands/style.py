@@ -302,8 +302,9 @@ def _losses(options: argparse.Namespace) -> "Losses":
 
 
 def _say_content(losses: "Losses", model: str) -> None:
-    if losses.content_weight and losses.content != "clip":
-        print(f"clipag: the content was held by {losses.content}'s features.", file=sys.stderr)
+    if losses.content_weight:
+        whose = f"{model}'s own" if losses.content == "clip" else f"{losses.content}'s"
+        print(f"clipag: the content was held by {whose} features.", file=sys.stderr)
 
 
 def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
