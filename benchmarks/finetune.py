@@ -23,12 +23,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.attack import L2
+from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import config, train
 from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
 from clipag_plugins.finetune.objectives import Clipag, embed_texts
@@ -160,7 +162,7 @@ def processes(work: Path) -> dict[str, object]:
     settings = ["steps=6", "batch=128", "micro_batch=64", "save_every=6", "picture_every=0",
                 f"data.0.path={work}", "evaluate_samples=8",
                 f"validation.path={work}"]  # fmt: skip
-    found: dict[str, object] = {"load before": os.getloadavg()[0]}
+    found: dict[str, object] = {"load": os.getloadavg()[0]}
     for count, threads in ((1, 2), (2, 1)):
         with tempfile.TemporaryDirectory() as folder:
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -174,7 +176,7 @@ def processes(work: Path) -> dict[str, object]:
     return found
 
 
-def memory(work: Path, batch: int) -> dict[str, float]:
+def memory(work: Path, batch: int) -> dict[str, object]:
     """Run one update of a batch on the mini model, and return this process' peak memory."""
     changes = [f"data.0.path={work}", "steps=1", f"batch={batch}", "micro_batch=512",
                "threat.attack_steps=1", "picture_every=0"]  # fmt: skip
@@ -182,11 +184,11 @@ def memory(work: Path, batch: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=work) as folder:
         train.train(settings, Path(folder), torch.device("cpu"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"batch": batch, "peak MB": round(peak, 1)}
+    return {"micro_batch": 512, str(batch): round(peak, 1), "unit": "MB"}
 
 
 def main() -> None:
-    """Print the figures as JSON, and write them if asked to."""
+    """Print the figures as JSON, and keep them beside those of other runs if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path)
@@ -196,18 +198,22 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="?", const=40_960, help="one batch of so many")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, object] = {"threads": 1, "load": os.getloadavg()[0]}
+    found: dict[str, Any]
     if options.memory:
-        found |= memory(options.work, options.memory)
+        found = {"memory": memory(options.work, options.memory)}
     elif options.processes:
-        found |= processes(options.work)
+        found = {"processes": processes(options.work)}
     else:
         sizes = {"clip-mini": 64}
+        found = {"threads": 1, "load": os.getloadavg()[0]}
         found |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
-    text = json.dumps(found, indent=2)
-    print(text)
+    print(json.dumps(found, indent=2))
     if options.out:
-        options.out.write_text(text + "\n")
+        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+        for key, value in found.items():
+            kept[key] = {**kept.get(key, {}), **value} if isinstance(value, dict) else value
+        with write_beside(options.out) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 if __name__ == "__main__":
