@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from clipag_plugins.attack import Linf, pgd
-from clipag_plugins.evaluation import mean, slug
+from clipag_plugins.evaluation import mean
 from clipag_plugins.explain import heat_maps
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import slug, write_beside
 from clipag_plugins.finetune import corpus
 from clipag_plugins.guide import Guide, text_target
 from clipag_plugins.model import load_clipag

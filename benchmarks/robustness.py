@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipag_plugins.cli import main as clipag
-from clipag_plugins.evaluation import slug
+from clipag_plugins.files import slug
 from clipag_plugins.finetune import corpus
 from clipag_plugins.sampler import upright
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .ascent import Ascent
 from .errors import ClipagError
-from .files import write_beside
+from .files import slug, write_beside
 from .guide import text_target
 from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
 from .pag import Judge
@@ -244,11 +244,6 @@ def find_pictures(folder: Path, prompts: Sequence[str]) -> tuple[list[Picture], 
             raise ClipagError(f"{path} shows none of the prompts, while others in {folder} do.")
         pictures.append(Picture(path, mine, facts))
     return pictures, skipped
-
-
-def slug(text: str) -> str:
-    """Return a text as file names have it: "a red apple" is a-red-apple."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .errors import ClipagError
 from .guide import Target
 from .mini import MiniImageTower
-from .model import ClipagModel, ImageTower, normalize
+from .model import ClipagModel, ImageTower, embed_images
 from .pag import SAMPLES, SIGMA, input_gradient
 from .smoothing import smooth
 from .vit import VisionTransformer
@@ -131,7 +130,7 @@ class _Embedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return embeddings (B, D) of images (B, 3, H, W)."""
-        return F.normalize(self.model.encode_image(normalize(images)), dim=-1)
+        return embed_images(self.model, images)
 
 
 def over(image: Tensor, heat: Tensor) -> Image.Image:

@@ -1,6 +1,7 @@
-"""Write files so that nothing that existed is lost or half-written."""
+"""Write files so that nothing that existed is lost or half-written; and what to call them."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,3 +33,8 @@ def write_beside(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def slug(text: str) -> str:
+    """Return a text as file names have it: "a red apple" is a-red-apple."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:60]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from . import precision as precisions
 from .errors import ClipagError
-from .model import ClipagModel, normalize
+from .model import ClipagModel, embed_images, normalize
 from .tokenizer import tokenize
 from .views import one_view
 
@@ -310,5 +310,4 @@ def _encode_text(model: ClipagModel, text: str, templates: Sequence[str], trunca
 @torch.no_grad()
 def image_target(model: ClipagModel, image: Tensor, weight: float = 1.0) -> Target:
     """Encode an image (3, H, W) in [0, 1] as a target."""
-    z = model.encode_image(normalize(image[None].to(model.device)))[0]
-    return Target(F.normalize(z, dim=-1), weight)
+    return Target(embed_images(model, image[None].to(model.device))[0], weight)

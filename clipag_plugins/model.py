@@ -239,6 +239,11 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
+def embed_images(model: ClipagModel, images: Tensor) -> Tensor:
+    """Return unit-length embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
+    return F.normalize(model.encode_image(normalize(images)), dim=-1)
+
+
 def transform(side: int) -> Callable[[Any], Tensor]:
     """Return what turns a PIL image into a model's input, (3, side, side) float32.
 

@@ -13,7 +13,7 @@ from .attack import Linf, ThreatModel, pgd
 from .errors import ClipagError
 from .evaluation import readable
 from .guide import text_target
-from .model import ClipagModel, normalize
+from .model import ClipagModel, embed_images
 
 ATTACKS = ("clean", "pgd", "autoattack")
 
@@ -35,7 +35,7 @@ class ZeroShot(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) at the model's own temperature."""
-        z = F.normalize(self.model.encode_image(normalize(images)), dim=-1)
+        z = embed_images(self.model, images)
         logits: Tensor = self.model.logit_scale.exp() * z @ self.goals.T
         return logits
 

@@ -75,11 +75,10 @@ def _run(options: argparse.Namespace) -> int:
     (path,) = output_paths([(f"attack {options.text}", options.seed)], options.out, ".png")
 
     import torch
-    from torch.nn import functional as F
 
     from ..attack import attack
     from ..guide import text_target
-    from ..model import load_clipag, normalize
+    from ..model import embed_images, load_clipag
     from ..sampler import read_square, save_png, to_pil
 
     device = choose_device(options.device)
@@ -100,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     save_png(picture, path, facts)
     print(path)
     with torch.no_grad():
-        both = F.normalize(model.encode_image(normalize(torch.cat([image, attacked]))), dim=-1)
+        both = embed_images(model, torch.cat([image, attacked]))
         for text in (options.text, other):
             before, after = (both @ text_target(model, text).embedding).tolist()
             print(f"similarity to {text!r}: {before:.3f} before, {after:.3f} after")

@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipagError
+from ..files import slug
 from .attack import add_threat_model, threat_model
-from .options import DEVICE_HELP, Commands, choose_device, command, need_place, seed_number
+from .options import (
+    DEVICE_HELP,
+    Commands,
+    add_models,
+    choose_device,
+    command,
+    need_place,
+    seed_number,
+)
 
 if TYPE_CHECKING:
     from ..evaluation import Picture, Report
@@ -94,13 +103,7 @@ def add(commands: Commands) -> None:
     robustness.set_defaults(run=_robustness)
     add = robustness.add_argument
     add("folder", type=Path, metavar="DIR", help="a folder with a folder of pictures a class")
-    add(
-        "--models",
-        nargs="+",
-        default=["clip-mini", "clipag-mini"],
-        metavar="MODEL",
-        help="known models or weights files (default: %(default)s)",
-    )
+    add_models(robustness)
     add(
         "--attacks",
         nargs="+",
@@ -190,7 +193,7 @@ def _table1(options: argparse.Namespace) -> int:
             label = f"{model.name}, {'aug.' if augment else 'no aug.'}"
             _need_new(label, sets)
             labels.append(label)
-            sets[label] = options.out / evaluation.slug(label)
+            sets[label] = options.out / slug(label)
             facts = {
                 "model": model.name,
                 "weights": evaluation.fingerprint(model),
@@ -227,7 +230,7 @@ def _table2(options: argparse.Namespace) -> int:
         model = load_clipag(name, choose_device(options.device))
         steps = settings_for(model).steps if options.steps is None else options.steps
         _need_new(model.name, sets)
-        sets[model.name] = options.out / evaluation.slug(model.name)
+        sets[model.name] = options.out / slug(model.name)
         facts = {
             "model": model.name,
             "weights": evaluation.fingerprint(model),

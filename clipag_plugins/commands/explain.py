@@ -5,7 +5,15 @@ from pathlib import Path
 
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
-from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
+from .options import (
+    DEVICE_HELP,
+    Commands,
+    add_models,
+    choose_device,
+    command,
+    output_paths,
+    seed_number,
+)
 
 EXPLAIN_EXAMPLES = """\
 examples:
@@ -59,13 +67,7 @@ def add(commands: Commands) -> None:
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--models",
-        nargs="+",
-        default=["clip-mini", "clipag-mini"],
-        metavar="MODEL",
-        help="known models or weights files (default: clip-mini clipag-mini)",
-    )
+    add_models(parser)
     add("--seed", type=seed_number, default=0, help="of all random numbers (default: %(default)s)")
     add("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ClipagError
+from ..files import slug
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,17 @@ def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
         "--out",
         type=Path,
         help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
+    )
+
+
+def add_models(command: argparse.ArgumentParser) -> None:
+    """Add the models that a command compares."""
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=["clip-mini", "clipag-mini"],
+        metavar="MODEL",
+        help="known models or weights files (default: clip-mini clipag-mini)",
     )
 
 
@@ -123,7 +134,7 @@ def output_paths(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str
     need_folder(folder)
     paths: list[Path] = []
     for prompt, seed in drawn:
-        name = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+        name = slug(prompt) or "picture"
         path, again = folder / f"{name}-{seed}{suffix}", 1
         while path in paths:
             again += 1
