@@ -431,6 +431,8 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
         (["style", "--train-on", "a", "--apply", "b", "x"], "choose one of them"),
         (["style", "--apply", "n.safetensors", "p.png"], "no style network"),
         (["style", "--apply", "n.safetensors"], "There is no photo"),
+        (["style", "--apply", "n.safetensors", "p.png", "--max-views", "8"], "leave --max-views"),
+        (["style", "--apply", "n.safetensors", "p.png", "--no-network"], "leave --network out"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, says):

@@ -35,6 +35,8 @@ examples:
   clipag style --train-on photos/ "fire" --out fire.safetensors   one network for many pictures
   clipag style --apply fire.safetensors a.jpg b.jpg --out styled/
 """
+# Everything else says how to style, which its network has learned.
+TAKEN_BY_APPLY = {"apply", "command", "device", "inputs", "out", "run", "size"}
 
 
 def add(commands: Commands) -> None:
@@ -42,7 +44,7 @@ def add(commands: Commands) -> None:
     style = command(
         commands, "style", "repaint a photo in the style of a text (CLIPStyler)", EXAMPLES
     )
-    style.set_defaults(run=_run)
+    style.set_defaults(run=lambda options: _run(options, style))
     add = style.add_argument
     add("inputs", nargs="*", metavar="IMAGE … TEXT",
         help="photos, or a folder of them, and last the style; with --train-on the style alone, "
@@ -83,14 +85,19 @@ def add(commands: Commands) -> None:
         "(default: PHOTO-TEXT-SEED.png)")  # fmt: skip
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.train_on is not None and options.apply is not None:
         raise ClipagError("--train-on makes a network and --apply takes one: choose one of them.")
     if options.train_on is not None:
         return _train(options)
-    if options.apply is not None:
-        return _apply(options)
-    return _style(options)
+    if options.apply is None:
+        return _style(options)
+    for name in sorted(vars(options).keys() - TAKEN_BY_APPLY):
+        if getattr(options, name) != parser.get_default(name):
+            raise ClipagError(
+                f"--apply takes a network as it is: leave --{name.replace('_', '-')} out."
+            )
+    return _apply(options)
 
 
 def _style(options: argparse.Namespace) -> int:
