@@ -55,7 +55,7 @@ def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
     """Draw the prompts with the embedded model's settings, whichever the model."""
     targets = [clip.text_target(model, prompt) for prompt in PROMPTS]
     guide = clip.Guide(model, [[t] for t in targets], EMBEDDED.views, seeds=[seed] * len(PROMPTS))
-    canvas = EMBEDDED.canvas(starting_images("gmm", targets, model, 224, seed))
+    canvas = EMBEDDED.canvas(starting_images("gmm", targets, model, 224, seed)[:, 0])
     return [to_pil(image) for image in ascend(canvas, guide, EMBEDDED.steps, progress=False).images]
 
 

@@ -130,7 +130,7 @@ def main(options: argparse.Namespace) -> None:
 def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
     """Return what the ascents would start from."""
     targets = [text_target(model, prompt) for prompt in prompts]
-    images = starting_images("gmm", targets, model, 224, seed)
+    images = starting_images("gmm", targets, model, 224, seed)[:, 0]
     return Ascent(images, torch.zeros(len(images)), 0)
 
 

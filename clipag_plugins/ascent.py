@@ -1,7 +1,7 @@
 """The one loop: change what renders an image until the guide likes the image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Ascent:
         interrupted: Ctrl-C ended it early.
         state: the canvas' `state()` at the best iterate of each image, for
             `canvas.load_state_dict`.
+        rows: which of the canvas' images were kept, where `best_of` left some out.
     """
 
     images: Tensor
@@ -32,6 +33,15 @@ class Ascent:
     steps: int
     interrupted: bool = False
     state: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[int] | None = None
+
+    def best_of(self, losses: Tensor) -> "Ascent":
+        """Return the ascent with one image a row of `losses` (B, tries), that of the least loss."""
+        best = losses.argmin(dim=1)
+        rows = torch.arange(len(losses), device=best.device) * losses.shape[1] + best
+        state = {name: values[rows] for name, values in self.state.items()}
+        images, reached = self.images[rows], self.losses[rows]
+        return replace(self, images=images, losses=reached, state=state, rows=rows.tolist())
 
 
 def ascend(

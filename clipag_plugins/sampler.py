@@ -15,7 +15,6 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import gmm
 from .ascent import Ascent, Callback, ascend
@@ -23,7 +22,7 @@ from .canvas import PixelCanvas, ThresholdedCanvas
 from .errors import ClipagError
 from .files import write_beside
 from .guide import Guide, MakeViews, Target, text_target
-from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
+from .model import INPUT_RESOLUTION, ClipagModel, embed_images, load_clipag
 from .views import Views, one_view
 
 SMALLEST, LARGEST = 16, 2048
@@ -31,15 +30,18 @@ LARGEST_PICTURE = 64_000_000  # pixels of a picture that is read
 ANIMATIONS = ("GIF", "PNG", "WEBP")  # other formats of several pictures hold pages or previews
 CANDIDATES_A_CLASS = 2
 MOST_VIEWS = 4096
+MOST_TRIES = 256
+RANKING_VIEWS = 32
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model likes to be ascended: steps, views, and the canvas to do it on."""
+    """How a model likes to be ascended: steps, views, the canvas to do it on, and tries."""
 
     steps: int
     views: Views
     canvas: Callable[[Tensor], PixelCanvas]
+    tries: int = 1
 
     def views_of(self, count: int | None) -> MakeViews:
         """Return these views, or `count` of them in the same proportion; 1 is the image itself."""
@@ -50,6 +52,21 @@ class Settings:
         total = self.views.global_views + self.views.patch_views
         patches = round(count * self.views.patch_views / total)
         return replace(self.views, global_views=count - patches, patch_views=patches)
+
+    def tries_of(self, count: int | None, init: str | Path | Image.Image) -> int:
+        """Return how many tries a picture has, of which a given start needs but one.
+
+        Raises:
+            ClipagError: `count` is out of its range, or there is nothing to draw starts from.
+        """
+        drawn = init in ("gmm", "noise") or str(init).endswith(".safetensors")
+        if count is None:
+            return self.tries if drawn else 1
+        if not 1 <= count <= MOST_TRIES:
+            raise ClipagError(f"tries is {count}: choose from 1 to {MOST_TRIES}.")
+        if count > 1 and not drawn:
+            raise ClipagError(f"tries is {count}, but a picture is one start: leave tries out.")
+        return count
 
 
 # The authors' notebook, for their ViT-B/32 and any other full-size tower.
@@ -69,6 +86,7 @@ EMBEDDED = Settings(
         cutout=0.0,
     ),
     lambda start: PixelCanvas(start, step_size=0.01),
+    tries=4,
 )
 
 
@@ -87,6 +105,7 @@ def generate(
     size: int = 224,
     views: int | None = None,
     init: str | Path | Image.Image = "gmm",
+    tries: int | None = None,
     prefix: str = "",
     truncate: bool = False,
     precision: str = "auto",
@@ -107,6 +126,8 @@ def generate(
             default what suits the model.
         init: "gmm" (the paper's), "noise", a mixture of your own (.safetensors, made by
             `finetune.gmm`), or a picture (path or PIL) to start from.
+        tries: ascents a picture, each from another start; the one that the model likes best is
+            kept. By default what suits the model; 1 where `init` is a picture.
         prefix: put before every prompt, as "oil painting of" (paper, Figure 18).
         truncate: cut prompts of more than 77 tokens instead of refusing them.
         precision: "auto" (the fastest here), "float32", "bfloat16" or "float16": see `Guide`.
@@ -122,8 +143,8 @@ def generate(
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     ascent = sample(
         prompts, model, steps=steps, seed=seed, size=size, views=views, init=init,
-        prefix=prefix, truncate=truncate, precision=precision, max_views=max_views,
-        compile=compile, progress=progress,
+        tries=tries, prefix=prefix, truncate=truncate, precision=precision,
+        max_views=max_views, compile=compile, progress=progress,
     )  # fmt: skip
     pictures = [to_pil(image) for image in ascent.images]
     return pictures[0] if isinstance(prompt, str) and isinstance(seed, int) else pictures
@@ -138,6 +159,7 @@ def sample(
     size: int = 224,
     views: int | None = None,
     init: str | Path | Image.Image = "gmm",
+    tries: int | None = None,
     prefix: str = "",
     truncate: bool = False,
     precision: str = "auto",
@@ -148,27 +170,36 @@ def sample(
 ) -> Ascent:
     """Do what `generate` does, and return the tensors: see there for the arguments.
 
-    `callback` is called by the loop as `ascend` says. Ctrl-C ends it with the best so far.
+    `callback` is called by the loop as `ascend` says, with the images of all tries; `rows` of what
+    is returned says which were kept. Ctrl-C ends it with the best so far.
     """
     settings = settings_for(model)
     steps = settings.steps if steps is None else steps
     check_extent(steps, size)
     if views is not None and not 1 <= views <= MOST_VIEWS:
         raise ClipagError(f"views is {views}: choose from 1 to {MOST_VIEWS}.")
+    tries = settings.tries_of(tries, init)
     seeds = seeds_of(seed)
     targets = prompt_targets(model, prompts, prefix, truncate)
-    starts = [starting_images(init, targets, model, size, number) for number in seeds]
+    starts = [starting_images(init, targets, model, size, number, tries) for number in seeds]
     guide = Guide(
         model,
-        [[target] for target in targets for _ in seeds],
+        [[target] for target in targets for _ in seeds for _ in range(tries)],
         settings.views_of(views),
-        seeds=seeds * len(targets),
+        seeds=[number for number in seeds for _ in range(tries)] * len(targets),
         precision=precision,
         max_views=max_views,
         compile=compile,
     )
-    canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 1))
-    return ascend(canvas, guide, steps, callback=callback, progress=progress)
+    canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
+    ascent = ascend(canvas, guide, steps, callback=callback, progress=progress)
+    if tries == 1:
+        return ascent
+    if views != 1:  # the few of a step are too few to tell which picture is best
+        guide.views = settings.views_of(RANKING_VIEWS)
+    with torch.no_grad():
+        losses = guide.loss(ascent.images)
+    return ascent.best_of(losses.view(-1, tries))
 
 
 def check_extent(steps: int, size: int) -> None:
@@ -214,27 +245,30 @@ def starting_images(
     model: ClipagModel,
     size: int,
     seed: int,
+    tries: int = 1,
 ) -> Tensor:
-    """Return the images (B, 3, size, size) that the ascent starts from, one a target."""
+    """Return what the ascents start from, (B, tries, 3, size, size): one image a target and try."""
     generator = torch.Generator().manual_seed(seed)
     if init == "noise":
-        noise = torch.randn(1, 3, size, size, generator=generator) * 0.2 + 0.5
-        start = noise.clamp(0, 1).expand(len(targets), -1, -1, -1)
+        noise = torch.randn(tries, 3, size, size, generator=generator) * 0.2 + 0.5
+        start = noise.clamp(0, 1).expand(len(targets), -1, -1, -1, -1)
     elif init == "gmm" or str(init).endswith(".safetensors"):
         # Sampled small and judged small; only the chosen ones are enlarged.
         mixture = gmm.load(None if init == "gmm" else Path(str(init)))
-        candidates = mixture.sample(CANDIDATES_A_CLASS, generator).to(model.device)
+        candidates = mixture.sample(CANDIDATES_A_CLASS * tries, generator).to(model.device)
         side = model.visual.native_size
         with torch.no_grad():
             z = torch.cat(
-                [model.encode_image(normalize(gmm.enlarge(c, side))) for c in candidates.split(100)]
+                [embed_images(model, gmm.enlarge(c, side)) for c in candidates.split(100)]
             )
         goals = torch.stack([target.embedding for target in targets])
-        nearest = (F.normalize(z, dim=-1) @ goals.T).argmax(0)
-        start = gmm.enlarge(candidates[nearest], size)
+        # Each try has candidates of its own, of every class as many.
+        nearest = (goals @ z.T).view(len(goals), -1, tries).argmax(dim=1)  # (B, tries)
+        chosen = candidates[nearest * tries + torch.arange(tries, device=nearest.device)]
+        start = gmm.enlarge(chosen.flatten(0, 1), size).unflatten(0, nearest.shape)
     else:
         picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
-        start = from_pil(picture, (size, size)).expand(len(targets), -1, -1, -1)
+        start = from_pil(picture, (size, size)).expand(len(targets), tries, -1, -1, -1)
     # Pixels stay float32 whatever the model is: small steps vanish in half precision.
     return start.to(model.device, torch.float32)
 

@@ -47,11 +47,21 @@ class Trajectory:
         if step % self.every == 0:
             self.frames.append([to_pil(image) for image in images])
 
-    def save(self, folder: Path, images: Tensor, names: Sequence[Path]) -> list[Path]:
-        """Write {name}-start, -middle, -end .png and .gif to `folder`, and return their paths."""
+    def save(
+        self,
+        folder: Path,
+        images: Tensor,
+        names: Sequence[Path],
+        rows: Sequence[int] | None = None,
+    ) -> list[Path]:
+        """Write {name}-start, -middle, -end .png and .gif to `folder`, and return their paths.
+
+        `images` are those that were kept of the ascent's, `rows` says which (default: all).
+        """
         folder.mkdir(exist_ok=True)
         written = []
-        for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        kept = range(len(images)) if rows is None else rows
+        for number, image, name in zip(kept, images, names, strict=True):
             frames = [batch[number] for batch in self.frames] + [to_pil(image)]
             stills = {"start": frames[0], "middle": frames[len(frames) // 2], "end": frames[-1]}
             for moment, picture in stills.items():

@@ -151,9 +151,9 @@ def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tupl
 def _mixture_start(
     targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
 ) -> Tensor:
-    """Return the image (3, S, S) that the pixel ascent towards these targets would start from."""
+    """Return the image (3, S, S) that a pixel ascent towards these targets would start from."""
     goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
-    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0]
+    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0, 0]
 
 
 def _text_target(model: ClipagModel, prompt: Prompt, prefix: str, truncate: bool) -> Target:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import gmm
+from clipag_plugins import gmm, sampler
 from clipag_plugins.canvas import NormalizedGradient, ThresholdedCanvas
 from clipag_plugins.sampler import sample
 
@@ -164,6 +164,26 @@ def test_same_seed_same_picture_alone_or_in_a_batch(model):
     assert torch.equal(alone, again)
     assert torch.allclose(alone[0], batch[0], atol=1e-2)
     assert (alone - other).abs().mean() > 0.01
+
+
+def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
+    texts = ["red apple", "castle", "frog"]
+    options = {"steps": 2, "size": 48, "progress": False}
+    seen = []
+    kept = sample(
+        texts, model, tries=4, callback=lambda step, images, losses: seen.append(images), **options
+    )
+    assert len(kept.images) == len(kept.losses) == 3 and len(seen[0]) == 12
+    starts = seen[0].view(3, 4, 3, 48, 48)
+    assert (starts[:, 0] - starts[:, 1]).abs().mean() > 0.01
+    assert [row // 4 for row in kept.rows] == [0, 1, 2]
+    targets = [[clip.text_target(model, text)] for text in texts for _ in range(4)]
+    judge = clip.Guide(model, targets, sampler.EMBEDDED.views_of(64), seeds=[9] * 12)
+    losses = judge.loss(seen[-1])
+    assert losses[kept.rows].mean() < losses.mean() - 0.005
+    for tries, init in ((0, "gmm"), (2, Image.new("RGB", (48, 48)))):
+        with pytest.raises(clip.ClipagError, match=f"tries is {tries}"):
+            sample(texts, model, tries=tries, init=init, **options)
 
 
 def test_sampling_leaves_the_callers_random_numbers_alone(model):

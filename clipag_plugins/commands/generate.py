@@ -35,6 +35,11 @@ def add(commands: Commands) -> None:
         metavar="gmm|noise|IMAGE|MIXTURE",
         help="where to start (default: %(default)s)",
     )
+    add(
+        "--tries",
+        type=int,
+        help="starts a picture, of which the best outcome is kept (default: what suits the model)",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -45,7 +50,9 @@ def _run(options: argparse.Namespace) -> int:
     from ..trajectory import Trajectory
 
     model = load_clipag(options.model, choose_device(options.device))
-    steps = settings_for(model).steps if options.steps is None else options.steps
+    settings = settings_for(model)
+    steps = settings.steps if options.steps is None else options.steps
+    tries = settings.tries_of(options.tries, options.init)
     trajectory = Trajectory(steps) if options.trajectory is not None else None
     ascent = sample(
         options.prompts,
@@ -55,6 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         size=options.size,
         views=options.views,
         init=options.init,
+        tries=tries,
         prefix=options.prefix,
         truncate=options.truncate,
         precision=options.precision,
@@ -69,11 +77,12 @@ def _run(options: argparse.Namespace) -> int:
             "model": model.name,
             "steps": ascent.steps,
             "init": options.init,
+            "tries": tries,
             "Software": "clipag-plugins",
         }
         save_png(to_pil(image), path, facts)
         print(path)
     if trajectory is not None:
-        for path in trajectory.save(options.trajectory, ascent.images, outputs):
+        for path in trajectory.save(options.trajectory, ascent.images, outputs, ascent.rows):
             print(path)
     return code_of(ascent)
