@@ -82,7 +82,6 @@ GONE = {
     "import numpy as np; assert np.zeros(2, np.float).dtype == np.dtype(float)",
     "import numpy as np; assert np.product([2, 3]) == 6 and np.NINF < 0",
     "from collections import Mapping; assert isinstance({}, Mapping)",
-    "import inspect; assert inspect.getargspec(lambda a, b=1: 0)[0] == ['a', 'b']",
     "from torchvision.transforms import Scale, RandomSizedCrop",
     "import torch, torchvision.utils; "
     "torchvision.utils.make_grid(torch.zeros(2, 3, 4, 4), normalize=True, range=(-1, 1))",
@@ -94,6 +93,8 @@ GONE = {
     "from scipy.signal import gaussian",
     "import yaml; assert yaml.load('a: 1') == {'a': 1}",
 }
+if sys.version_info >= (3, 11):
+    GONE.add("import inspect; assert inspect.getargspec(lambda a, b=1: 0)[0] == ['a', 'b']")
 
 
 @pytest.mark.parametrize("code", sorted(GONE))
