@@ -4,12 +4,15 @@ python -m benchmarks.ablation --work build/weights --out build/ablation
 
 A convolutional and a transformer tower, each made robust against L2 and against L∞ by the same
 number of updates, then all six drawn with by the same sampler, without a generator. A run that
-was stopped goes on. The budgets are tiny: it shows the machinery and a tendency, no more.
+was stopped goes on. The budgets are tiny: it shows the machinery and a tendency, no more. The
+figures go to benchmarks/results/ablation.json.
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -22,9 +25,10 @@ from clipag_plugins.sampler import EMBEDDED, starting_images, to_pil
 
 PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
 SIDE, LABEL = 112, 190
+RESULTS = Path(__file__).parent / "results"
 THREATS = {
     "L2 0.75": ["threat.norm=l2", "threat.eps=0.75"],
-    "Linf 4/255": ["threat.norm=linf", "threat.eps=0.0157"],
+    "Linf 4/255": ["threat.norm=linf", "threat.eps=4/255"],
 }
 ROBUST = ["steps=STEPS", "batch=64", "micro_batch=32", "lr=5e-4", "warmup=10", "ema=0.95",
           "threat.attack_steps=2", "save_every=10", "picture_every=0", "evaluate_samples=256",
@@ -45,10 +49,10 @@ def card(model: Path) -> str:
     return (model / "README.md").read_text(encoding="utf-8")
 
 
-def accuracy(model: Path, row: str) -> str:
-    """Read clean and robust accuracy off a card's table."""
-    found = re.search(rf"\| {row} \| (\S+) \| (\S+) \|", card(model))
-    return f"clean {found[1]}, robust {found[2]}" if found else ""
+def accuracy(model: Path) -> dict[str, dict[str, str]]:
+    """Read clean and robust accuracy, before and after, off a card's table."""
+    found = re.findall(r"\| (before|after) \| (\S+) \| (\S+) \|", card(model))
+    return {row: {"clean": clean, "robust": robust} for row, clean, robust in found}
 
 
 def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
@@ -79,7 +83,8 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     robust = [setting.replace("STEPS", str(steps)) for setting in ROBUST]
     vit = make("vit-mini", [], work, out, "vit")
-    rows = []
+    rows: list[tuple[str, list[Image.Image]]] = []
+    figures: dict[str, Any] = {"updates": steps, "accuracy": {}}
     for tower, start in (("ConvNet", "clip-mini"), ("ViT", str(vit))):
         made = {
             threat: make("mini", [f'model="{start}"', *settings, *robust], work, out,
@@ -88,14 +93,14 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
         }  # fmt: skip
         rows.append((f"{tower}, vanilla", draw(clip.load_clipag(start))))
         for threat, model in made.items():
-            rows.append(
-                (f"{tower}, {threat}\n{accuracy(model, 'after').replace(', ', chr(10))}",
-                 draw(clip.load_clipag(model)))
-            )  # fmt: skip
-            print(f"{tower}, {threat}: before {accuracy(model, 'before')}; "
-                  f"after {accuracy(model, 'after')}", flush=True)  # fmt: skip
+            found = accuracy(model)
+            after = "\n".join(f"{kind} {share}" for kind, share in found["after"].items())
+            rows.append((f"{tower}, {threat}\n{after}", draw(clip.load_clipag(model))))
+            figures["accuracy"][f"{tower}, {threat}"] = found
     write_figure(figure, rows)
-    print(figure)
+    print(json.dumps(figures, indent=1))
+    with write_beside(RESULTS / "ablation.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

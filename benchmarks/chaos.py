@@ -4,10 +4,11 @@ python -m benchmarks.chaos --work build/weights --out build/chaos --kills 20
 
 One process is killed (SIGKILL) again and again, while it starts, computes or writes a
 checkpoint, and its weights are compared bit by bit with those of an undisturbed run. Then, of
-two processes under torchrun, one is killed.
+two processes under torchrun, one is killed. The figures go to benchmarks/results/chaos.json.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -19,7 +20,9 @@ from pathlib import Path
 import torch
 
 import clipag_plugins as clip
+from clipag_plugins.files import write_beside
 
+RESULTS = Path(__file__).parent / "results"
 MODULE = "clipag_plugins.finetune"
 SETTINGS = ("steps=60", "batch=16", "micro_batch=8", "threat.attack_steps=1", "save_every=1",
             "picture_every=0", "evaluate_samples=16", "warmup=5")  # fmt: skip
@@ -85,17 +88,30 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 def main(work: Path, out: Path, kills: int, seed: int) -> None:
-    """Disturb runs, and print what came of it."""
+    """Disturb runs, and write down what came of it."""
     out.mkdir(parents=True, exist_ok=True)
     undisturbed = [sys.executable, "-m", MODULE, *arguments(work, out / "whole")]
     subprocess.run(undisturbed, check=True, stderr=subprocess.DEVNULL)
     done = kill_again_and_again(work, out / "killed", kills, random.Random(seed))
-    same = largest_difference(out / "whole", out / "killed") == 0
-    print(f"{done} kills: the weights are {'bit-equal' if same else 'NOT equal'}", flush=True)
+    killed = largest_difference(out / "whole", out / "killed")
+    print(f"{done} kills, largest difference {killed}", flush=True)
     seconds, code, reason = kill_one_of_two(work, out / "two")
-    apart = largest_difference(out / "whole", out / "two")
-    print(f"one of two processes killed: exit {code} after {seconds:.1f} s: {reason}")
-    print(f"resumed to the end; largest difference from one process: {apart:.1e}")
+    figures = {
+        "settings": SETTINGS,
+        "kills": done,
+        "largest difference from an undisturbed run": killed,
+        "one of two processes killed": {
+            "exit code": code,
+            "after seconds": round(seconds, 1),
+            "says": reason,
+            "largest difference from one process, resumed": largest_difference(
+                out / "whole", out / "two"
+            ),
+        },
+    }
+    print(json.dumps(figures, indent=1))
+    with write_beside(RESULTS / "chaos.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 
+from . import processes
+
 # What torch.load raises for bytes that are no whole checkpoint.
 DAMAGED = (EOFError, OSError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
@@ -61,9 +63,14 @@ class Averaged(nn.Module):
 
 
 def save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the step and the state of every part (model, optimiser, schedule, EMA)."""
-    with write_beside(path) as temporary:
-        torch.save({"step": step, **{k: part.state_dict() for k, part in parts.items()}}, temporary)
+    """Write the step and the state of every part (model, optimiser, schedule, EMA).
+
+    Every process of a run calls it, as parts may be spread over them; the first writes.
+    """
+    state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+    if processes.rank() == 0:
+        with write_beside(path) as temporary:
+            torch.save(state, temporary)
 
 
 def restore(path: Path, parts: Mapping[str, Any]) -> int:
@@ -74,8 +81,9 @@ def restore(path: Path, parts: Mapping[str, Any]) -> int:
 def save_in(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> None:
     """Write one more checkpoint to a folder, then remove all but the last `keep`."""
     save(folder / f"{step:08d}.pt", step, parts)
-    for path in _checkpoints(folder)[:-keep]:
-        path.unlink()
+    if processes.rank() == 0:
+        for path in _checkpoints(folder)[:-keep]:
+            path.unlink()
 
 
 def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:

@@ -1,5 +1,7 @@
 """The settings of a run: plain values, read from a TOML file, every one checked by name."""
 
+import argparse
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from clipag_plugins.attack import NORMS, ThreatModel
+from clipag_plugins.commands.options import fraction
 from clipag_plugins.errors import ClipagError
 
 if sys.version_info >= (3, 11):
@@ -32,7 +35,7 @@ class Threat:
 
     Attributes:
         norm: "l2" or "linf".
-        eps: radius, for images in [0, 1] of the tower's own side.
+        eps: radius, for images in [0, 1] of the tower's own side; may be a fraction, "2/255".
         attack_steps: PGD steps.
         step_size: length of one; 0 is 2 · eps / attack_steps.
     """
@@ -96,6 +99,9 @@ class Config:
         ema: decay of the average of the weights; the average is the result. 0 is none.
         precision: "auto" (bfloat16 where a measurement finds it fast), "float32" or "bfloat16".
         compile: pass the tower through `torch.compile`.
+        shard: give each of several processes a share of the weights, their gradients, AdamW's
+            moments and the average (FSDP2), and not a copy (DDP): for a tower that one device
+            cannot hold.
         checkpoint_activations: compute the blocks' activations twice instead of keeping them.
         crop: smallest share of the area that a random square crop takes.
         streams: independent sequences that the data is read in; a multiple of the number of
@@ -131,6 +137,7 @@ class Config:
     ema: float = 0.0
     precision: str = "auto"
     compile: bool = False
+    shard: bool = False
     checkpoint_activations: bool = False
     crop: float = 0.9
     streams: int = 8
@@ -229,6 +236,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return [_value(get_args(hint)[0], v, f"{where}.{i}") for i, v in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            return fraction(value)
     plain = get_origin(hint) or hint
     if not isinstance(plain, type) or type(value) is not plain:
         word = getattr(plain, "__name__", str(hint))
@@ -278,6 +288,8 @@ def check(config: Config) -> None:
     for name, low, high in (("crop", 0.0, 1.0), ("ema", 0.0, 1.0)):
         if not low <= getattr(config, name) <= high:
             raise ClipagError(f"{name} is {getattr(config, name)}: choose from {low} to {high}.")
+    if config.shard and config.compile:
+        raise ClipagError("shard and compile are both true: set one of them to false.")
     if "{}" not in config.template:
         raise ClipagError(f"template is {config.template!r}: the class name goes where {{}} is.")
 

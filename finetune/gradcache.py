@@ -4,14 +4,16 @@ Naive gradient accumulation is another loss where pictures are each other's nega
 (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021)
 splits the step in two: a pass without graph that finds out how each picture's embedding weighs
 on the loss, and a pass that embeds again, with graph, and backpropagates one micro-batch at a
-time. Between the passes the attacked pictures wait in a file: attacking them twice would cost
-much more than writing and reading them, and both passes must see the same pictures.
+time; the micro-batch that the first pass ends with keeps its graph for the second. Between the
+passes the attacked pictures wait in a file: attacking them twice would cost much more than
+writing and reading them, and both passes must see the same pictures.
 """
 
 import contextlib
+import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from .objectives import Objective
 Embed = Callable[[Tensor], Tensor]
 # rows of the batch, clean images, and what the objective knows of them
 Part = tuple[slice, Tensor, Tensor | None]
+# rows, what the objective knows, the version's number, and its images
+View = tuple[slice, Tensor | None, int, Tensor]
 
 
 class Spool:
@@ -147,9 +151,10 @@ def gradient(
     """Add the gradient of a whole batch's mean loss to the weights of a tower; return the loss.
 
     Args:
-        tower: maps normalised images to embeddings; a `DistributedDataParallel` of one where
-            there are several processes, each with its part of the batch. It is in eval mode:
-            no dropout and no statistics of the batch, or two passes would differ.
+        tower: maps normalised images to embeddings; where there are several processes, each
+            with its part of the batch, a `DistributedDataParallel` of one, or one that is
+            sharded. It is in eval mode: no dropout and no statistics of the batch, or two
+            passes would differ.
         objective: what is trained for.
         threat_model: what is trained against.
         batch: this process' part of the batch.
@@ -163,11 +168,19 @@ def gradient(
     device = next(plain.parameters()).device
     weights = (1.0, clean_weight) if clean_weight else (1.0,)
     micro, count = len(batch.images[0]), len(batch.images)
+    # DDP averages over processes, and the mean is over the whole batch.
+    share = processes.count() / batch.size
+    total, left = torch.zeros((), device=device), count * len(weights)
 
     def embed(images: Tensor, module: nn.Module = plain) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             z: Tensor = module(normalize(images))
             return z
+
+    def learn(z: Tensor, rows: slice, anchor: Tensor | None, view: int) -> None:
+        part_loss = share * weights[view] * objective.loss(z, rows, anchor, view)
+        part_loss.backward()
+        total.add_(part_loss.detach())
 
     def part(number: int) -> Part:
         images = batch.images[number].to(device, torch.float32) / 255
@@ -182,31 +195,31 @@ def gradient(
                     embed, objective, threat_model, images, batch.seeds[rows], rows, anchor
                 )
             times.add("attack")
+            if objective.coupled:
+                spool.append(worst)
             yield (rows, images, anchor), worst
 
+    def views(made: Iterable[tuple[Part, Tensor]]) -> Iterator[View]:
+        for (rows, clean, anchor), worst in made:
+            for view, images in enumerate((worst, clean)[: len(weights)]):
+                yield rows, anchor, view, images
+
     objective.begin(batch.captions, len(weights))
-    made: Iterator[tuple[Part, Tensor]] = attacked()
+    todo = views(attacked())
     if objective.coupled:
         spool.clear()
-        for (rows, clean, _), worst in made:
-            spool.append(worst)
-            with torch.no_grad():
-                for view, images in enumerate((worst, clean)[: len(weights)]):
-                    objective.observe(embed(images), rows, view)
+        for number, shown in enumerate(todo, 1):
+            rows, anchor, view, images = shown
+            with torch.set_grad_enabled(number == left):  # it needs no second pass then
+                z = embed(images, tower if left == 1 else plain)
+            objective.observe(z.detach(), rows, view)
         objective.agree()
-        made = ((part(number), spool[number].to(device)) for number in range(count))
-    loss = torch.zeros((), device=device)
-    # DDP averages over processes, and the mean is over the whole batch.
-    share = processes.count() / batch.size
-    for (rows, clean, anchor), worst in made:
-        for view, (images, weight) in enumerate(zip((worst, clean), weights, strict=False)):
-            last = rows.stop == count * micro and view == len(weights) - 1
-            with contextlib.ExitStack() as stack:
-                if isinstance(tower, DistributedDataParallel) and not last:
-                    stack.enter_context(tower.no_sync())  # communicate once, at the end
-                z = embed(images, tower)
-                part_loss = share * weight * objective.loss(z, rows, anchor, view)
-                part_loss.backward()
-            loss += part_loss.detach()
+        learn(z, rows, anchor, view)
+        left -= 1
+        again = ((part(number), spool[number].to(device)) for number in range(count))
+        todo = itertools.islice(views(again), left)
+    for number, (rows, anchor, view, images) in enumerate(todo, 1):
+        # DDP communicates once, at the end; until then the tower inside it adds up.
+        learn(embed(images, tower if number == left else plain), rows, anchor, view)
     times.add("update")
-    return float(processes.total(loss) / processes.count())
+    return float(processes.total(total) / processes.count())

@@ -10,6 +10,7 @@ step and a picture's place in the batch, so no generator's state has to be kept.
 
 import copy
 import math
+import os
 import platform
 import sys
 import time
@@ -26,12 +27,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipag_plugins import hub, precision
 from clipag_plugins.attack import L2, pgd
+from clipag_plugins.commands.options import choose_device, need_folder
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import build_towers
 from clipag_plugins.model import ClipagModel, ImageTower, TwoTowers, normalize
 
-from . import checkpoint, data, processes
+from . import checkpoint, data, processes, sharding
 from .card import write_card
 from .config import Config, check_processes
 from .evaluate import Scores, evaluate
@@ -153,15 +155,16 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     processes.join(device)
     check_processes(config, processes.count())
     first = processes.rank() == 0
-    out.mkdir(parents=True, exist_ok=True)
-    if first:
-        checkpoint.tidy(out)
+    sharded = config.shard and processes.count() > 1
+    scratch = Path(config.scratch).expanduser() if config.scratch else out
+    if config.scratch:
+        need_folder(scratch)
 
     model = build(config).to(device)
     tower: nn.Module = model.visual
     side = model.visual.native_size
     objective = objective_of(config, model, tower)
-    original = copy.deepcopy(tower)
+    original = copy.deepcopy(tower).cpu()
     tower.requires_grad_(True)
     if config.checkpoint_activations:
         keep_no_activations(tower)
@@ -175,15 +178,19 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         validation = data.held_out(config.validation, side, config.evaluate_samples)
 
     # From here on the data alone says what happens; where it stands is in the checkpoint.
+    average = checkpoint.Averaged(tower, config.ema)
+    if sharded:
+        originals = [objective.original] if isinstance(objective, Fare) else []
+        for each in (tower, average.tower, *originals):
+            sharding.shard(each, device)
     optimizer = optimizer_of(config, tower)
     run, recipe = Run(), checkpoint.Recipe(config.identity())
-    average = checkpoint.Averaged(tower, config.ema)
     parts = {
         "recipe": recipe,
         "run": run,
-        "tower": tower,
-        "average": average,
-        "optimizer": optimizer,
+        "tower": sharding.Weights(tower) if sharded else tower,
+        "average": sharding.Weights(average) if sharded else average,
+        "optimizer": sharding.Moments(tower, optimizer) if sharded else optimizer,
     }
     start = checkpoint.restore_last(out, parts)
     if start:
@@ -191,12 +198,18 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     learner = tower
     if config.compile:
         tower.compile()
-    if processes.count() > 1:
+    if processes.count() > 1 and not sharded:
         learner = DistributedDataParallel(tower)
-    scratch = Path(config.scratch).expanduser() if config.scratch else out
-    images, attacked = Spool(scratch), Spool(scratch)
     log = Log(config, out, start) if first else None
+    out.mkdir(parents=True, exist_ok=True)  # only now: a run that is refused leaves nothing
+    if first:
+        checkpoint.tidy(out)
+    images, attacked = Spool(scratch), Spool(scratch)
     times = Times()
+
+    def shown() -> nn.Module:
+        """Return the average in one piece on the first process; all processes call it."""
+        return sharding.whole(average.tower, original) if sharded else average.tower
 
     steps = range(start, config.steps)
     for step in checkpoint.progress(start, config.steps, out.name) if first else steps:
@@ -215,7 +228,9 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
                 f"The loss of step {step + 1} is {loss}: lower lr, or set precision to float32. "
                 "The last checkpoint is kept."
             )
-        norm = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
+        norm: Any = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
+        if sharded:
+            norm = norm.full_tensor()
         optimizer.step()
         average.update(tower, step)
         times.add("update")
@@ -225,26 +240,28 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         if done % config.save_every == 0 or done == config.steps:
             for states in processes.gather(source.states):
                 run.states |= states
-            if first:
-                _save(out, done, parts, config.keep)
+            _save(out, done, parts, config.keep)
         if log is not None:
             skipped = sum(state[1] for state in source.states.values())
             log.step(done, loss, float(norm), rate(config, step), times, skipped)
-            if config.picture_every and done % config.picture_every == 0:
-                log.picture(done, draw_pag(model, average.tower, config.prompts, side))
-            if validation and config.evaluate_every and done % config.evaluate_every == 0:
-                scores = _scores(config, model, average.tower, validation)
-                log.scores(done, scores)
+        draw = config.picture_every and done % config.picture_every == 0
+        judge = config.evaluate_every and done % config.evaluate_every == 0
+        if draw or judge:
+            present = shown()
+            if log is not None and draw:
+                log.picture(done, draw_pag(model, present, config.prompts, side))
+            if log is not None and judge and validation:
+                log.scores(done, _scores(config, model, present, validation))
 
-    result = out / "model"
+    result, learnt = out / "model", shown()
     if first:
-        model.visual = average.tower
+        model.visual = learnt
         model.name = out.name
         model.eval().save_pretrained(result)
         before, after = None, None
         if validation:
-            after = _scores(config, model, average.tower, validation)
-            before = _scores(config, model, original, validation)
+            after = _scores(config, model, learnt, validation)
+            before = _scores(config, model, original.to(device), validation)
         skipped = sum(state[1] for state in run.states.values())
         write_card(result, config, model, run.seconds, machine(device), skipped, before, after)
     processes.gather(None)  # nobody leaves before the result is written
@@ -281,10 +298,7 @@ def keep_no_activations(tower: nn.Module) -> None:
         apply_activation_checkpointing,
     )
 
-    def is_block(module: nn.Module) -> bool:
-        return type(module).__name__.endswith(("Block", "Bottleneck"))
-
-    apply_activation_checkpointing(tower, check_fn=is_block)
+    apply_activation_checkpointing(tower, check_fn=sharding.is_block)
 
 
 def draw_pag(
@@ -312,8 +326,7 @@ class Log:
     """TensorBoard's log, and that of Weights & Biases if the config names a project."""
 
     def __init__(self, config: Config, out: Path, start: int):
-        self._out, self._writer = out, SummaryWriter(str(out / "log"), purge_step=start + 1)
-        self._config, self._last = config, Times()
+        self._out, self._config, self._last = out, config, Times()
         self._wandb: Any = None
         if config.wandb:
             try:
@@ -322,6 +335,7 @@ class Log:
                 raise ClipagError("wandb is not installed: pip install wandb.") from error
             self._wandb = wandb.init(project=config.wandb, name=out.name, id=out.name,
                                      resume="allow", config=config.identity())  # fmt: skip
+        self._writer = SummaryWriter(str(out / "log"), purge_step=start + 1)
 
     def step(
         self, step: int, loss: float, norm: float, rate: float, times: Times, skipped: int
@@ -366,10 +380,6 @@ def machine(device: torch.device) -> str:
 
 def device_of(name: str | None) -> torch.device:
     """Return a process' device: its own GPU where torchrun started several."""
-    import os
-
-    from clipag_plugins.commands.options import choose_device
-
     device = choose_device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins.attack import L2, Linf
-from clipag_plugins.finetune import checkpoint, config, data, gradcache, objectives, train
+from clipag_plugins.finetune import (
+    checkpoint,
+    config,
+    data,
+    gradcache,
+    objectives,
+    sharding,
+    train,
+)
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -75,12 +84,18 @@ def settings(shards, **changes):
 # ------------------------------------------------------------------ the gradient of a step
 
 
-def objective(kind, model, tower):
+def start(shard):
+    """Return the model to start from; FARE's small loss would feel another layout's rounding."""
+    model = clip.load_clipag("clip-mini")
+    return model.to(memory_format=torch.contiguous_format) if shard else model
+
+
+def objective(kind, model, shard):
     def texts(captions):
         return objectives.embed_texts(model, captions)
 
     if kind == "fare":
-        return objectives.Fare(clip.load_clipag("clip-mini").visual)
+        return objectives.Fare(start(shard).visual)
     if kind == "tecoa":
         names = sorted({caption for *_, caption in drawings()})
         return objectives.Tecoa(texts, 50.0, names, "a photo of {}")
@@ -93,9 +108,9 @@ def whole_batch():
     return images, [caption for *_, caption in some]
 
 
-def tower_off_its_start():
+def tower_off_its_start(shard):
     """Return a tower some way from its first weights, where FARE has no gradient."""
-    model = clip.load_clipag("clip-mini")
+    model = start(shard)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.visual.parameters():
@@ -105,16 +120,16 @@ def tower_off_its_start():
 
 
 @cache
-def plain_gradient(kind, threat, clean_weight):
+def plain_gradient(kind, threat, clean_weight, shard=False):
     """The gradient as one would write it with memory for all: one batch, one graph."""
-    model = tower_off_its_start()
+    model = tower_off_its_start(shard)
     images, captions = whole_batch()
     images = images.float() / 255
     names = sorted({caption for *_, caption in drawings()} if kind == "tecoa" else set(captions))
     template = "a photo of {}" if kind == "tecoa" else "{}"
     texts = objectives.embed_texts(model, [template.format(name) for name in names])
     labels = torch.tensor([names.index(caption) for caption in captions])
-    original = clip.load_clipag("clip-mini").encode_image(normalize(images))
+    original = start(shard).encode_image(normalize(images))
 
     def matching(x):
         z = model.encode_image(normalize(x))
@@ -148,9 +163,9 @@ def plain_gradient(kind, threat, clean_weight):
     return loss.item(), [p.grad for p in model.visual.parameters()]
 
 
-def cached_gradient(kind, threat, clean_weight, micro, rank, processes, folder):
+def cached_gradient(kind, threat, clean_weight, micro, rank, processes, folder, shard=False):
     """The gradient as the package computes it, of one process' part of the batch."""
-    model = tower_off_its_start()
+    model = tower_off_its_start(shard)
     images, captions = whole_batch()
     mine = [i for i in range(len(images)) if i % processes == rank]
     batch = gradcache.Batch(
@@ -160,13 +175,19 @@ def cached_gradient(kind, threat, clean_weight, micro, rank, processes, folder):
         len(images),
     )
     tower = model.visual
-    if processes > 1:
+    aim = objective(kind, model, shard)
+    if shard:
+        for each in (tower, *([aim.original] if kind == "fare" else [])):
+            sharding.shard(each, torch.device("cpu"))
+        shares = sum(p.to_local().numel() for p in tower.parameters())
+        assert shares < 0.51 * sum(p.numel() for p in tower.parameters())
+    elif processes > 1:
         tower = torch.nn.parallel.DistributedDataParallel(tower)
     loss = gradcache.gradient(
-        tower, objective(kind, model, tower), threat, batch, gradcache.Spool(folder),
-        clean_weight=clean_weight,
-    )  # fmt: skip
-    return loss, [p.grad for p in model.visual.parameters()]
+        tower, aim, threat, batch, gradcache.Spool(folder), clean_weight=clean_weight
+    )
+    found = [p.grad for p in model.visual.parameters()]
+    return loss, [g.full_tensor() for g in found] if shard else found
 
 
 def assert_same_gradient(one, other):
@@ -194,21 +215,66 @@ def test_micro_batches_give_the_gradient_of_the_large_batch(kind, norm, clean_we
 SHARED = [("clipag", "l2", 0.0), ("tecoa", "linf", 0.5), ("fare", "l2", 0.0)]
 
 
-def _one_process(rank, folder):
+def _one_process(rank, folder, shards):
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": str(rank)}
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    found = [cached_gradient(k, THREAT[n], w, 4, rank, 2, folder) for k, n, w in SHARED]
+    for shard in (False, True):
+        found = [cached_gradient(k, THREAT[n], w, 4, rank, 2, folder, shard) for k, n, w in SHARED]
+        if rank == 0:
+            torch.save(found, folder / f"shard-{shard}.pt")
+    cfg = short_run(shards, shard=True, checkpoint_activations=True)
+    train.train(cfg, folder / "shared", torch.device("cpu"))
     if rank == 0:
-        torch.save(found, folder / "found.pt")
+        resume_at_two(folder, "shared", "resumed")
+    torch.distributed.barrier()
+    train.train(cfg, folder / "resumed", torch.device("cpu"))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_gradient_of_the_large_batch(tmp_path):
-    torch.multiprocessing.spawn(_one_process, (tmp_path,), nprocs=2)
-    for found, case in zip(torch.load(tmp_path / "found.pt"), SHARED, strict=True):
-        assert_same_gradient(found, plain_gradient(case[0], THREAT[case[1]], case[2]))
+def short_run(shards, **changes):
+    return settings(shards, steps=3, micro_batch=4, picture_every=3, **changes)
+
+
+def resume_at_two(folder, run, copy):
+    (folder / copy).mkdir()
+    shutil.copy(folder / run / "00000002.pt", folder / copy)
+
+
+@pytest.fixture(scope="module")
+def two_processes(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(_one_process, (folder, shards), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_give_the_gradient_of_the_large_batch(shard, two_processes):
+    found = torch.load(two_processes / f"shard-{shard}.pt")
+    for gradient, (kind, norm, clean_weight) in zip(found, SHARED, strict=True):
+        assert_same_gradient(gradient, plain_gradient(kind, THREAT[norm], clean_weight, shard))
+
+
+def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
+    resume_at_two(two_processes, "shared", "alone")
+    train.train(short_run(shards), two_processes / "alone", torch.device("cpu"))
+    shared, resumed, alone = (
+        torch.load(two_processes / name / "00000003.pt") for name in ("shared", "resumed", "alone")
+    )
+    assert shared["tower"].keys() == alone["tower"].keys()
+    for found, bound in ((resumed, 0), (alone, 2e-4)):
+        for a, b in zip(tensors(found), tensors(shared), strict=True):
+            assert (a - b).abs().max() <= bound * b.abs().max()
+    models = [clip.load_clipag(two_processes / name / "model") for name in ("shared", "resumed")]
+    for a, b in zip(*(model.visual.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)
+
+
+def tensors(state):
+    """Return all that was learnt: weights, average and moments."""
+    moments = [value for each in state["optimizer"]["state"].values() for value in each.values()]
+    return [*state["tower"].values(), *state["average"].values(), *moments]
 
 
 # ------------------------------------------------------------------ the data
@@ -330,12 +396,22 @@ def test_the_configs_of_the_package_are_whole():
         ("data.7.path=x", "there is no 'data.7.path'"),
         ("steps", "KEY=VALUE"),
         ("batch=0", "batch is 0"),
+        ("threat.eps=2/0", "threat.eps is '2/0', which is no float"),
     ],
 )
 def test_a_mistaken_setting_is_one_sentence(change, words):
     with pytest.raises(clip.ClipagError) as error:
         config.read("mini", [change])
     assert words in str(error.value)
+
+
+def test_a_number_may_be_a_fraction():
+    assert config.read("mini", ["threat.eps=2/255"]).threat.eps == 2 / 255
+
+
+def test_shares_are_not_compiled():
+    with pytest.raises(clip.ClipagError, match="set one of them to false"):
+        config.read("mini", ["shard=true", "compile=true"])
 
 
 def test_classes_named_by_wordnet_ids_are_refused(tmp_path):
@@ -354,6 +430,21 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
 
 
 # ------------------------------------------------------------------ runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "ViT-Z-99"},
+        {"scratch": "nowhere"},
+        {"data": [config.Source("table", "nowhere.csv")]},
+        {"validation": config.Source("corpus", "nowhere")},
+    ],
+)
+def test_a_refused_run_leaves_no_folder(changes, shards, tmp_path):
+    with pytest.raises(clip.ClipagError):
+        train.train(settings(shards, **changes), tmp_path / "run", torch.device("cpu"))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_full_disk_costs_no_older_checkpoint(tmp_path):

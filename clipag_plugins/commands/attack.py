@@ -4,7 +4,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
+from .options import (
+    DEVICE_HELP,
+    Commands,
+    choose_device,
+    command,
+    fraction,
+    output_paths,
+    seed_number,
+)
 
 if TYPE_CHECKING:
     from ..attack import ThreatModel
@@ -48,20 +56,12 @@ def add_threat_model(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--eps",
-        type=_number,
+        type=fraction,
         default=8 / 255,
         help="largest change, for pixels in [0, 1]; may be a fraction (default: 8/255)",
     )
     add("--steps", type=int, default=20, help="of PGD (default: %(default)s)")
-    add("--step-size", type=_number, help="of PGD (default: 2.5 · eps / steps; 1/255 as given)")
-
-
-def _number(text: str) -> float:
-    top, _, bottom = text.partition("/")
-    try:
-        return float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number or fraction") from error
+    add("--step-size", type=fraction, help="of PGD (default: 2.5 · eps / steps; 1/255 as given)")
 
 
 def threat_model(options: argparse.Namespace) -> "ThreatModel":

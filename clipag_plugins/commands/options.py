@@ -36,6 +36,15 @@ def seed_number(text: str) -> int:
     return number
 
 
+def fraction(text: str) -> float:
+    """Read a number or a fraction, such as 8/255, as argparse's `type`."""
+    top, _, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number or fraction") from error
+
+
 def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     """Add what all commands share that make pictures of prompts."""
     add = command.add_argument
