@@ -7,6 +7,8 @@ from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
 from .options import (
     DEVICE_HELP,
+    SAMPLES,
+    SIGMA,
     Commands,
     add_models,
     choose_device,
@@ -22,7 +24,7 @@ examples:
   clipag explain cat.jpg "a cat" --models vanilla:ViT-B-32-laion2B ViT-B/32 --out heat.png
   clipag explain cat.jpg "a cat" --norm l2 --eps 3
 
-gradcam and the colours of the maps need pip install 'clipag-plugins[explain]'.
+the maps and their colours need pip install 'clipag-plugins[explain]'.
 """
 PAG_EXAMPLES = """\
 examples:
@@ -43,7 +45,7 @@ def add(commands: Commands) -> None:
     add = explain.add_argument
     add(
         "--method",
-        choices=["gradcam", "grad", "smoothgrad"],
+        choices=["gradcam", "gradcam++", "hirescam", "layercam", "grad", "smoothgrad"],
         default="gradcam",
         help="how a heat map is made (default: %(default)s)",
     )
@@ -58,10 +60,10 @@ def add(commands: Commands) -> None:
     add(
         "--sigma",
         type=float,
-        default=0.15,
+        default=SIGMA,
         help="noise of the smoothed model, for pixels in [0, 1] (default: %(default)s)",
     )
-    add("--samples", type=int, default=32, help="noisy copies (default: %(default)s)")
+    add("--samples", type=int, default=SAMPLES, help="noisy copies (default: %(default)s)")
     _add_shared(pag)
 
 
