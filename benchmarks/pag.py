@@ -8,7 +8,7 @@
 By pictures: the first picture of each caption in the corpus' `test` split, which `clipag eval pag`
 scores. By the judge (`judged_score`): the 200 seen and unseen captions, each at five blobs, and the
 evaluator, which had no part in any of the models. The smoothing was chosen among four strengths by
-the score on 400 pictures of the `train` split, before any was scored on held-out ones.
+the score on 100 pictures of the `train` split, before any was scored on held-out ones.
 """
 
 import argparse
@@ -45,10 +45,15 @@ def first_of_each(rows: Sequence[corpus.Picture], split: str) -> list[corpus.Pic
     return sorted(first.values(), key=lambda row: row.index)
 
 
+def evenly(rows: list[corpus.Picture], count: int | None) -> list[corpus.Picture]:
+    """Return so many rows from all over the corpus, which is sorted by source; by default all."""
+    return rows if count is None else rows[:: max(1, len(rows) // count)][:count]
+
+
 def by_pictures(work: Path, split: str, count: int | None, more: Sequence[str]) -> int:
     """Have `clipag eval pag` score both embedded models by pictures of a split."""
     pixels, rows = corpus.load(work)
-    chosen = first_of_each(rows, split)[:count]
+    chosen = evenly(first_of_each(rows, split), count)
     folder = work / "pag" / split
     folder.mkdir(parents=True, exist_ok=True)
     for row in chosen:
@@ -85,8 +90,7 @@ def by_judge(seed: int) -> None:
 def write_sheet(work: Path, path: Path) -> None:
     """Write 96 held-out pictures of 48 × 48, evenly among those whose licences permit it."""
     pixels, rows = corpus.load(work)
-    free = [row for row in first_of_each(rows, "test") if row.source in FREE]
-    chosen = free[:: max(1, len(free) // 96)][:96]
+    chosen = evenly([row for row in first_of_each(rows, "test") if row.source in FREE], 96)
     rgba = torch.from_numpy(np.array([pixels[row.index] for row in chosen]))
     rgba = rgba.permute(0, 3, 1, 2) / 255
     on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
@@ -112,7 +116,7 @@ if __name__ == "__main__":
     elif options.by == "sigma":
         kept = ["--out", str(RESULTS / "train"), "--seed", str(options.seed)]
         sigmas = ["--sigma", *map(str, SIGMAS)]
-        sys.exit(by_pictures(options.work, "train", 400, [*kept, *sigmas]))
+        sys.exit(by_pictures(options.work, "train", 100, [*kept, *sigmas]))
     else:
         kept = ["--out", str(RESULTS), "--seed", str(options.seed)]
         sys.exit(by_pictures(options.work, "test", None, kept))

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import ClipagError, library
-from .guide import Target
+from .guide import Target, text_target
 from .mini import Block
 from .model import ClipagModel, embed_images
 from .pag import input_gradient
@@ -30,7 +31,7 @@ def heat_maps(
     model: ClipagModel,
     images: Tensor,
     targets: Sequence[Target],
-    method: str = "gradcam",
+    method: str = "hirescam",
     layer: nn.Module | None = None,
 ) -> Tensor:
     """Return where each image is similar to its target: heat maps (B, H, W), the most at 1.
@@ -38,21 +39,21 @@ def heat_maps(
     Args:
         model: whose image tower is asked.
         images: (B, 3, H, W) in [0, 1].
-        targets: one an image.
+        targets: one an image, best as `contrast_targets` makes them.
         method: by pytorch-grad-cam "gradcam" (Selvaraju et al., ICCV 2017), "gradcam++"
             (Chattopadhay et al., WACV 2018), "hirescam" (Draelos & Carin, 2020) or "layercam"
             (Jiang et al., TIP 2021); "grad", the largest absolute gradient over colours
             (Simonyan et al., 2014); or "smoothgrad", the same averaged over noise (Smilkov et
             al., 2017).
-        layer: the part of a convolutional tower whose output these weigh, (B, C, h, w); by
-            default what `features_of` says.
+        layer: the part of a convolutional tower whose output the first four weigh, (B, C, h,
+            w); by default what `features_of` says.
 
     Raises:
         ClipagError: there is no such method, pytorch-grad-cam is not installed, or it is not
             known which features of this tower to ask.
     """
     if method in CAMS:
-        return _cam(model, images, targets, CAMS[method], layer)
+        return _cam(model, images, targets, method, layer)
     if method not in METHODS:
         raise ClipagError(f"method is {method!r}: choose from {', '.join(METHODS)}.")
     asked = smooth(model, SIGMA, SAMPLES) if method == "smoothgrad" else model
@@ -60,15 +61,39 @@ def heat_maps(
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
+@torch.no_grad()
+def contrast_targets(
+    model: ClipagModel, texts: Sequence[str], others: Sequence[str] | None = None
+) -> list[Target]:
+    """Encode what each text says that others do not: targets to make heat maps of.
+
+    The embeddings of all texts have much in common, and a gradient of the plain similarity shows
+    that too. So the others' mean is taken off, as CLIP Surgery does (Li et al., 2023). By default
+    they are a hundred names of ImageNet's classes.
+
+    Raises:
+        ClipagError: a text is empty or has more than 77 tokens.
+    """
+    if others is None:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        others = IMAGENET_CLASSNAMES[::10]
+    own, rest = (
+        torch.stack([text_target(model, text).embedding for text in side])
+        for side in (texts, others)
+    )
+    return [Target(embedding) for embedding in F.normalize(own - rest.mean(dim=0), dim=1)]
+
+
 def _cam(
     model: ClipagModel,
     images: Tensor,
     targets: Sequence[Target],
-    name: str,
+    method: str,
     layer: nn.Module | None,
 ) -> Tensor:
-    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual)
-    make = getattr(library("pytorch_grad_cam", "explain"), name)
+    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual, method)
+    make = getattr(library("pytorch_grad_cam", "explain"), CAMS[method])
     cam = make(_Embedding(model), [asked], as_maps)
 
     def similarity(target: Target) -> Callable[[Tensor], Tensor]:
@@ -85,13 +110,15 @@ def _cam(
     return torch.from_numpy(heat).to(images)
 
 
-def features_of(visual: Any) -> tuple[nn.Module, Maps]:
-    """Return the module whose output GradCAM weighs, and what makes that maps (B, C, h, w).
+def features_of(visual: Any, method: str = "gradcam") -> tuple[nn.Module, Maps]:
+    """Return the module whose output a method weighs, and what makes that maps (B, C, h, w).
 
     It is the last one before space is lost. In a transformer the class token alone reaches the
     embedding, so it is what the last block's attention reads; in a convolutional tower its last
-    stage, but in the embedded one the stage before: three by three says little of a place. (On
-    training pictures that stage points better in `clip-mini` and `clipag-mini` alike.)
+    stage. But three by three, as there are in the embedded one, say little of a place. There it
+    is the stage before, and the first where a method takes each place's own gradient. (On
+    training pictures both point best there, in `clip-mini` and `clipag-mini` alike:
+    `benchmarks/explain.py`.)
 
     Raises:
         ClipagError: the tower is of another kind.
@@ -102,7 +129,7 @@ def features_of(visual: Any) -> tuple[nn.Module, Maps]:
         raise ClipagError(f"{error} Choose the method grad.") from error
     last: Any = parts[-1]
     if isinstance(last, Block):
-        return parts[-2], as_maps
+        return parts[0 if method in ("hirescam", "layercam") else -2], as_maps
     for norm in ("ln_1", "norm1"):  # open_clip's and OpenAI's name, and timm's
         if hasattr(last, norm):
             return getattr(last, norm), as_maps

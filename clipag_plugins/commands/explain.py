@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     add(
         "--method",
         choices=["gradcam", "gradcam++", "hirescam", "layercam", "grad", "smoothgrad"],
-        default="gradcam",
+        default="hirescam",
         help="how a heat map is made (default: %(default)s)",
     )
     add_threat_model(explain)
@@ -82,8 +82,7 @@ def _explain(options: argparse.Namespace) -> int:
     import torch
 
     from ..attack import attack
-    from ..explain import heat_maps, over
-    from ..guide import text_target
+    from ..explain import contrast_targets, heat_maps, over
     from ..model import load_clipag
     from ..sampler import read_square, save_png, to_pil
     from ..sheet import sheet
@@ -97,8 +96,8 @@ def _explain(options: argparse.Namespace) -> int:
         generator = torch.Generator().manual_seed(options.seed)
         attacked = attack(model, image, options.text, threat, generator=generator)
         both = torch.cat([image, attacked])
-        target = text_target(model, options.text)
-        heat = heat_maps(model, both, [target, target], options.method)
+        targets = contrast_targets(model, [options.text]) * 2
+        heat = heat_maps(model, both, targets, options.method)
         clean, fooled = (over(x, h) for x, h in zip(both, heat, strict=True))
         rows.append([to_pil(image[0]), clean, to_pil(attacked[0]), fooled])
         names.append(f"{model.name}: {options.text}")
