@@ -1,6 +1,7 @@
-"""Where GradCAM points, on held-out pictures whose place is known: vanilla and CLIPAG.
+"""Where heat maps point, on held-out pictures whose place is known: vanilla and CLIPAG.
 
     python -m benchmarks.explain --work build/weights
+    python -m benchmarks.explain --work build/weights --choose 100      # on training pictures
     python -m benchmarks.explain --work build/weights --show "cat face" --out examples   # a scene
 
 Each picture of the corpus' `test` split is pasted at a random place, three fifths to four fifths
@@ -12,8 +13,9 @@ the map's energy that lies on it, clean and under the paper's attack (eq. 4: Lâˆ
 Size, place and colours were settled on training pictures, and so was what `heat_maps` and `clipag
 explain` take: of two targets (a text's plain similarity, or its contrast to other texts), four
 methods and the embedded towers' three stages the one with the highest mean of both measures over
-both models, clean and attacked (`--choose`, kept in results/train; how far CLIPAG is ahead does
-not count). GradCAM is measured beside it, which the paper takes, at its own best stage.
+both models, clean and attacked (`--choose 100`, kept in results/train; how far CLIPAG is ahead
+does not count). GradCAM is measured beside it, which the paper takes, at its own best stage. That
+is how held-out pictures were first measured, by similarity alone; the rest was measured once.
 """
 
 import argparse
