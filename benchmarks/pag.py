@@ -1,152 +1,122 @@
 """The PAG score of vanilla, smoothed and CLIPAG, by real pictures and by an independent judge.
 
     python -m benchmarks.pag pictures --work build/weights
+    python -m benchmarks.pag sigma --work build/weights      # which smoothing, on training pictures
     python -m benchmarks.pag judge
     python -m benchmarks.pag sheet --work build/weights      # tests/held_out.png
 
-By pictures (`picture_alignment`): the corpus' `test` split, one picture of each caption, and the
-gradients half at coloured blobs of the embedded mixture, where an ascent starts, and half at
-another caption's picture. By the judge (`judged_alignment`): the 200 seen and unseen captions,
-each at five blobs, and the evaluator, which had no part in any of the three models.
+By pictures: the first picture of each caption in the corpus' `test` split, which `clipag eval pag`
+scores. By the judge (`judged_score`): the 200 seen and unseen captions, each at five blobs, and the
+evaluator, which had no part in any of the models. The smoothing was chosen among four strengths by
+the score on 100 pictures of the `train` split, before any was scored on held-out ones.
 """
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 from torch.nn import functional as F
 
-from clipag_plugins import gmm
-from clipag_plugins.evaluation import mean
-from clipag_plugins.files import write_beside
+from clipag_plugins.cli import main as clipag
+from clipag_plugins.commands.options import SIGMA
+from clipag_plugins.evaluation import Report, compared
 from clipag_plugins.finetune import corpus
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.model import ClipagModel, load_clipag
-from clipag_plugins.pag import SIGMA, judged_alignment, picture_alignment
-from clipag_plugins.sampler import save_png, to_pil
+from clipag_plugins.model import load_clipag
+from clipag_plugins.pag import judged_score
+from clipag_plugins.sampler import save_png, to_pil, upright
 from clipag_plugins.smoothing import smooth
 
 from . import evaluator
 from .quality import RESULTS
 
-SIDE, BATCH, ROUNDS, SAMPLES = 64, 50, 5, 16
+SIDE, ROUNDS, SAMPLES = 64, 5, 16
+SIGMAS = (0.15, 0.3, 0.5, 1.0)
 FREE = ("fluent-emoji", "fluent-emoji-flat", "noto")
 
 
-def blobs(count: int, generator: torch.Generator, side: int = SIDE) -> Tensor:
-    """Return images (count, 3, side, side) of the mixture, away from 0 and 1."""
-    drawn = gmm.load().sample(-(-count // 200), generator)
-    chosen = torch.randperm(len(drawn), generator=generator)[:count]
-    return 0.2 + 0.6 * gmm.enlarge(drawn[chosen], side).clamp(0, 1)
+def first_of_each(rows: Sequence[corpus.Picture], split: str) -> list[corpus.Picture]:
+    """Return the first picture of each caption in a split, in the corpus' order."""
+    first = {row.caption: row for row in reversed(rows) if row.split == split}
+    return sorted(first.values(), key=lambda row: row.index)
 
 
-def by_judge(seed: int) -> Callable[[ClipagModel], Tensor]:
-    """Return what scores a model by the evaluator."""
+def evenly(rows: list[corpus.Picture], count: int | None) -> list[corpus.Picture]:
+    """Return so many rows from all over the corpus, which is sorted by source; by default all."""
+    return rows if count is None else rows[:: max(1, len(rows) // count)][:count]
+
+
+def by_pictures(work: Path, split: str, count: int | None, more: Sequence[str]) -> int:
+    """Have `clipag eval pag` score both embedded models by pictures of a split."""
+    pixels, rows = corpus.load(work)
+    chosen = evenly(first_of_each(rows, split), count)
+    folder = work / "pag" / split
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in chosen:
+        picture = upright(Image.fromarray(pixels[row.index]))
+        save_png(picture, folder / f"{row.index}.png", {"prompt": row.caption})
+    prompts = folder / "captions.txt"
+    prompts.write_text("".join(f"{row.caption}\n" for row in chosen))
+    side = load_clipag().visual.native_size
+    return clipag(
+        ["eval", "pag", str(folder), "--prompts", str(prompts), "--size", str(side),
+         "--samples", str(SAMPLES), *more]
+    )  # fmt: skip
+
+
+def by_judge(seed: int) -> None:
+    """Score the models by the evaluator."""
     judge = evaluator.load()
     texts = [t for kind in ("seen", "unseen") for t in read_concepts(SPLIT_FOLDER / f"{kind}.txt")]
-    texts = texts * ROUNDS
-    images = blobs(len(texts), torch.Generator().manual_seed(seed))
-
-    def score(model: ClipagModel) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        parts = [slice(i, i + BATCH) for i in range(0, len(texts), BATCH)]
-        return torch.cat(
-            [
-                judged_alignment(model, judge, images[i], texts[i], generator=generator)
-                for i in parts
-            ]
-        )
-
-    return score
-
-
-def held_out(work: Path, side: int, sources: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the first picture of each caption in the `test` split, (3, side, side) on white.
-
-    With `sources`, only those that come from one of them.
-    """
-    pixels, rows = corpus.load(work)
-    first = {row.caption: row for row in reversed(rows) if row.split == "test"}
-    ordered = sorted(first.items(), key=lambda item: item[1].index)
-    first = {text: row for text, row in ordered if not sources or row.source in sources}
-    rgba = torch.from_numpy(np.array([pixels[row.index] for row in first.values()]))
-    rgba = rgba.permute(0, 3, 1, 2) / 255
-    on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
-    small = F.interpolate(on_white, size=(side, side), mode="bilinear", antialias=True)
-    return dict(zip(first, small, strict=True))
-
-
-def by_pictures(work: Path, seed: int) -> Callable[[ClipagModel], Tensor]:
-    """Return what scores a model by held-out pictures."""
-    side = load_clipag().visual.native_size
-    found = held_out(work, side)
-    pictures = torch.stack([*found.values()])
-    generator = torch.Generator().manual_seed(seed)
-    starts = [blobs(len(pictures), generator, side), pictures.roll(1, dims=0)]
-
-    def score(model: ClipagModel) -> Tensor:
-        scores = [picture_alignment(model, x, list(found), pictures) for x in starts]
-        return torch.stack(scores).mean(dim=0)
-
-    return score
+    vanilla = load_clipag("clip-mini")
+    models = {
+        "clip-mini": vanilla,
+        f"clip-mini, smoothed by {SIGMA}": smooth(vanilla, SIGMA, SAMPLES),
+        "clipag-mini": load_clipag("clipag-mini"),
+    }
+    scores = {
+        name: judged_score(model, judge, texts * ROUNDS, SIDE, seed=seed)
+        for name, model in models.items()
+    }
+    report = Report(compared("PAG score", judge.name, scores))
+    report.write(RESULTS, "pag_judge")
+    print(report.table())
 
 
 def write_sheet(work: Path, path: Path) -> None:
     """Write 96 held-out pictures of 48 × 48, evenly among those whose licences permit it."""
-    found = held_out(work, 48, FREE)
-    captions = list(found)[:: max(1, len(found) // 96)][:96]
-    rows = torch.stack([found[text] for text in captions]).unflatten(0, (8, 12))
-    image = rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    pixels, rows = corpus.load(work)
+    chosen = evenly([row for row in first_of_each(rows, "test") if row.source in FREE], 96)
+    rgba = torch.from_numpy(np.array([pixels[row.index] for row in chosen]))
+    rgba = rgba.permute(0, 3, 1, 2) / 255
+    on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
+    small = F.interpolate(on_white, size=(48, 48), mode="bilinear", antialias=True)
+    image = small.unflatten(0, (8, 12)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
     facts = {
-        "captions": "; ".join(captions),
+        "captions": "; ".join(row.caption for row in chosen),
         "source": "Fluent Emoji (Microsoft, MIT); Noto Emoji (Google, Apache-2.0)",
     }
     save_png(to_pil(image), path, facts)
 
 
-def main(options: argparse.Namespace) -> None:
-    """Score the three and their differences, and write the figures."""
-    seed = options.seed
-    score = by_judge(seed) if options.by == "judge" else by_pictures(options.work, seed)
-    vanilla = load_clipag("clip-mini")
-    models = {
-        "clip-mini": vanilla,
-        "clip-mini, smoothed": smooth(vanilla, SIGMA, SAMPLES),
-        "clipag-mini": load_clipag("clipag-mini"),
-    }
-    scores = {}
-    for name, model in models.items():
-        scores[name] = score(model)
-        print(name, mean("", "", scores[name]), flush=True)
-    plain, smoothed, robust = scores.values()
-    differences = {
-        "smoothed less vanilla": smoothed - plain,
-        "CLIPAG less smoothed": robust - smoothed,
-        "CLIPAG less vanilla": robust - plain,
-    }
-    rows = {name: mean("", "", value) for name, value in (scores | differences).items()}
-    report = {
-        "pairs": len(plain),
-        "sigma": SIGMA,
-        "samples": SAMPLES,
-        "seed": seed,
-        **{k: [round(x, 3) for x in (r.value, r.low, r.high)] for k, r in rows.items()},
-    }
-    with write_beside(RESULTS / f"pag_{options.by}.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("by", choices=["pictures", "judge", "sheet"])
+    parser.add_argument("by", choices=["pictures", "sigma", "judge", "sheet"])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if arguments.by == "sheet":
-        write_sheet(arguments.work, Path("tests/held_out.png"))
+    options = parser.parse_args()
+    if options.by == "sheet":
+        write_sheet(options.work, Path("tests/held_out.png"))
+    elif options.by == "judge":
+        by_judge(options.seed)
+    elif options.by == "sigma":
+        kept = ["--out", str(RESULTS / "train"), "--seed", str(options.seed)]
+        sigmas = ["--sigma", *map(str, SIGMAS)]
+        sys.exit(by_pictures(options.work, "train", 100, [*kept, *sigmas]))
     else:
-        main(arguments)
+        kept = ["--out", str(RESULTS), "--seed", str(options.seed)]
+        sys.exit(by_pictures(options.work, "test", None, kept))

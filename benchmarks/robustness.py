@@ -18,15 +18,15 @@ from clipag_plugins.files import slug
 from clipag_plugins.finetune import corpus
 from clipag_plugins.sampler import upright
 
+from .pag import first_of_each
 from .quality import RESULTS
 
 
 def write_folders(work: Path, folder: Path, pictures: int) -> None:
     """Write the first held-out pictures, one of each caption, as {caption}/{source}.png."""
     pixels, rows = corpus.load(work)
-    held_out = {row.caption: row for row in reversed(rows) if row.split == "test"}
-    for caption, row in sorted(held_out.items(), key=lambda item: item[1].index)[:pictures]:
-        inner = folder / slug(caption)
+    for row in first_of_each(rows, "test")[:pictures]:
+        inner = folder / slug(row.caption)
         inner.mkdir(parents=True, exist_ok=True)
         upright(Image.fromarray(pixels[row.index])).save(inner / f"{row.source}.png")
 

@@ -84,10 +84,13 @@ def hub_file(
     Raises:
         ClipagError: it cannot be had, or is not what its checksum says.
     """
-    from huggingface_hub import errors, hf_hub_download
+    from huggingface_hub import constants, errors, get_session, hf_hub_download
 
     try:
         with hub_errors(repo, remedy):
+            if not is_cached(repo, filename, cache_dir, revision):
+                # Where there is no network, its client would try again for half a minute.
+                get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             path = Path(
                 hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir, token=token)
             )
@@ -106,11 +109,14 @@ def hub_file(
     return path
 
 
-def is_cached(repo: str, filename: str, cache_dir: str | Path | None = None) -> bool:
+def is_cached(
+    repo: str, filename: str, cache_dir: str | Path | None = None, revision: str | None = None
+) -> bool:
     """Say whether the Hub's cache has a file."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repo, filename, cache_dir=cache_dir), str)
+    found = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+    return isinstance(found, str)
 
 
 def zenodo_file(record: str, filename: str, folder: Path) -> Path:

@@ -1,4 +1,7 @@
-"""The one error that users cause and can mend."""
+"""The one error that users cause and can mend, and what raises it for a missing library."""
+
+from importlib import import_module
+from typing import Any
 
 
 class ClipagError(ValueError):
@@ -6,3 +9,17 @@ class ClipagError(ValueError):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+def library(module: str, extra: str) -> Any:
+    """Import a module that `pip install 'clipag-plugins[extra]'` brings.
+
+    Raises:
+        ClipagError: it, or something it needs, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ClipagError(
+            f"{error.name} is not installed: pip install 'clipag-plugins[{extra}]'."
+        ) from error

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .ascent import Ascent
-from .errors import ClipagError
+from .errors import ClipagError, library
 from .files import slug, write_beside
 from .guide import text_target
 from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
@@ -107,8 +106,10 @@ class Row:
     pictures: int
 
     def __str__(self) -> str:
-        inside = "" if self.low is None else f" ({self.low:.1f} to {self.high:.1f})"
-        return f"{self.value:.1f}{inside}"
+        digits = 1 if abs(self.value) >= 10 else 2
+        if self.low is None:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
 @dataclass
@@ -329,7 +330,7 @@ def mean(metric: str, judge: str, values: Tensor) -> Row:
     """
     low = high = None
     if len(values) > 1:
-        found = library("scipy.stats").bootstrap(
+        found = library("scipy.stats", "eval").bootstrap(
             (values.double().numpy(),),
             _mean,
             n_resamples=RESAMPLES,
@@ -342,22 +343,21 @@ def mean(metric: str, judge: str, values: Tensor) -> Row:
     return Row(metric, judge, values.double().mean().item(), low, high, len(values))
 
 
+def compared(metric: str, judge: str, scores: Mapping[str, Tensor]) -> dict[str, list[Row]]:
+    """Return the mean of each column's scores (N,), and how much above the first's it is.
+
+    The scores are pairs, of one picture or text each, and so are their differences.
+    """
+    rows = {label: [mean(metric, judge, values)] for label, values in scores.items()}
+    first, *others = scores
+    for label in others:
+        above = scores[label] - scores[first]
+        rows[label].append(mean(f"{metric}, above {first}", judge, above))
+    return rows
+
+
 def _mean(values: Any, axis: int) -> Any:
     return values.mean(axis=axis)
-
-
-def library(module: str) -> Any:
-    """Import a module that `pip install 'clipag-plugins[eval]'` brings.
-
-    Raises:
-        ClipagError: it is not installed.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ClipagError(
-            f"{error.name} is not installed: pip install 'clipag-plugins[eval]'."
-        ) from error
 
 
 def guided_by(judge: Judge, pictures: Iterable[Picture]) -> str | None:
@@ -428,8 +428,8 @@ def inception(feature: str, weights: Path | None = None) -> nn.Module:
     Raises:
         ClipagError: its weights, weights-inception-2015-12-05-6726825d.pth, cannot be had.
     """
-    library("torch_fidelity")
-    network = library("torchmetrics.image.fid").NoTrainInceptionV3
+    library("torch_fidelity", "eval")
+    network = library("torchmetrics.image.fid", "eval").NoTrainInceptionV3
     try:
         path = None if weights is None else str(weights)
         found: nn.Module = network("inception-v3-compat", [feature], path)
@@ -447,7 +447,7 @@ def fid(ours: Iterable[Tensor], real: Iterable[Tensor], network: nn.Module) -> f
     Raises:
         ClipagError: one side has fewer than 2 pictures.
     """
-    metric = library("torchmetrics.image.fid").FrechetInceptionDistance(_Rounded(network))
+    metric = library("torchmetrics.image.fid", "eval").FrechetInceptionDistance(_Rounded(network))
     for images in ours:
         metric.update(images, real=False)
     for images in real:
@@ -459,7 +459,7 @@ def fid(ours: Iterable[Tensor], real: Iterable[Tensor], network: nn.Module) -> f
 
 def inception_score(ours: Iterable[Tensor], network: nn.Module, splits: int = 10) -> float:
     """Return the Inception Score of batches of images in [0, 1], by torchmetrics."""
-    metric = library("torchmetrics.image.inception").InceptionScore(
+    metric = library("torchmetrics.image.inception", "eval").InceptionScore(
         _Rounded(network), splits=splits
     )
     for images in ours:
@@ -486,7 +486,7 @@ def lpips(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> Tensor:
     Raises:
         ClipagError: AlexNet's weights cannot be had.
     """
-    module = library("torchmetrics.image.lpip")
+    module = library("torchmetrics.image.lpip", "eval")
     try:
         metric = module.LearnedPerceptualImagePatchSimilarity(
             "alex", normalize=True, reduction="none"

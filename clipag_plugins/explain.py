@@ -1,30 +1,37 @@
 """Where a model looks: heat maps of a text over an image (paper, appendix B)."""
 
-import math
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .errors import ClipagError
-from .guide import Target
-from .mini import MiniImageTower
-from .model import ClipagModel, ImageTower, embed_images
-from .pag import SAMPLES, SIGMA, input_gradient
+from .errors import ClipagError, library
+from .guide import Target, text_target
+from .mini import Block
+from .model import ClipagModel, embed_images
+from .pag import input_gradient
 from .smoothing import smooth
-from .vit import VisionTransformer
+from .stages import Maps, stages
 
-METHODS = ("gradcam", "grad", "smoothgrad")
+# What pytorch-grad-cam calls its methods.
+CAMS = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+}
+METHODS = (*CAMS, "grad", "smoothgrad")
+SIGMA, SAMPLES = 0.15, 32  # of SmoothGrad: its noise is 10 % to 20 % of the range
 
 
 def heat_maps(
     model: ClipagModel,
     images: Tensor,
     targets: Sequence[Target],
-    method: str = "gradcam",
+    method: str = "hirescam",
     layer: nn.Module | None = None,
 ) -> Tensor:
     """Return where each image is similar to its target: heat maps (B, H, W), the most at 1.
@@ -32,19 +39,21 @@ def heat_maps(
     Args:
         model: whose image tower is asked.
         images: (B, 3, H, W) in [0, 1].
-        targets: one an image.
-        method: "gradcam" (Selvaraju et al., ICCV 2017) by pytorch-grad-cam; "grad", the
-            largest absolute gradient over colours (Simonyan et al., 2014); or "smoothgrad",
-            the same averaged over noise (Smilkov et al., 2017).
-        layer: the part of a convolutional tower whose output GradCAM weighs, (B, C, h, w); by
-            default what `features_of` says.
+        targets: one an image, best as `contrast_targets` makes them.
+        method: by pytorch-grad-cam "gradcam" (Selvaraju et al., ICCV 2017), "gradcam++"
+            (Chattopadhay et al., WACV 2018), "hirescam" (Draelos & Carin, 2020) or "layercam"
+            (Jiang et al., TIP 2021); "grad", the largest absolute gradient over colours
+            (Simonyan et al., 2014); or "smoothgrad", the same averaged over noise (Smilkov et
+            al., 2017).
+        layer: the part of a convolutional tower whose output the first four weigh, (B, C, h,
+            w); by default what `features_of` says.
 
     Raises:
         ClipagError: there is no such method, pytorch-grad-cam is not installed, or it is not
             known which features of this tower to ask.
     """
-    if method == "gradcam":
-        return _gradcam(model, images, targets, layer)
+    if method in CAMS:
+        return _cam(model, images, targets, method, layer)
     if method not in METHODS:
         raise ClipagError(f"method is {method!r}: choose from {', '.join(METHODS)}.")
     asked = smooth(model, SIGMA, SAMPLES) if method == "smoothgrad" else model
@@ -52,11 +61,40 @@ def heat_maps(
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def _gradcam(
-    model: ClipagModel, images: Tensor, targets: Sequence[Target], layer: nn.Module | None
+@torch.no_grad()
+def contrast_targets(
+    model: ClipagModel, texts: Sequence[str], others: Sequence[str] | None = None
+) -> list[Target]:
+    """Encode what each text says that others do not: targets to make heat maps of.
+
+    The embeddings of all texts have much in common, and a gradient of the plain similarity shows
+    that too. So the others' mean is taken off, as CLIP Surgery does (Li et al., 2023). By default
+    they are a hundred names of ImageNet's classes.
+
+    Raises:
+        ClipagError: a text is empty or has more than 77 tokens.
+    """
+    if others is None:
+        from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+        others = IMAGENET_CLASSNAMES[::10]
+    own, rest = (
+        torch.stack([text_target(model, text).embedding for text in side])
+        for side in (texts, others)
+    )
+    return [Target(embedding) for embedding in F.normalize(own - rest.mean(dim=0), dim=1)]
+
+
+def _cam(
+    model: ClipagModel,
+    images: Tensor,
+    targets: Sequence[Target],
+    method: str,
+    layer: nn.Module | None,
 ) -> Tensor:
-    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual)
-    cam = _library("pytorch_grad_cam").GradCAM(_Embedding(model), [asked], as_maps)
+    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual, method)
+    make = getattr(library("pytorch_grad_cam", "explain"), CAMS[method])
+    cam = make(_Embedding(model), [asked], as_maps)
 
     def similarity(target: Target) -> Callable[[Tensor], Tensor]:
         return lambda z: z @ target.embedding
@@ -72,53 +110,30 @@ def _gradcam(
     return torch.from_numpy(heat).to(images)
 
 
-def features_of(visual: Any) -> tuple[nn.Module, Callable[[Tensor], Tensor] | None]:
-    """Return the module whose output GradCAM weighs, and what makes that maps (B, C, h, w).
+def features_of(visual: Any, method: str = "gradcam") -> tuple[nn.Module, Maps]:
+    """Return the module whose output a method weighs, and what makes that maps (B, C, h, w).
 
     It is the last one before space is lost. In a transformer the class token alone reaches the
     embedding, so it is what the last block's attention reads; in a convolutional tower its last
-    stage, but in the embedded one the stage before: three by three says little of a place. (On
-    training pictures that stage points better in `clip-mini` and `clipag-mini` alike.)
+    stage. But three by three, as there are in the embedded one, say little of a place. There it
+    is the stage before, and the first where a method takes each place's own gradient. (On
+    training pictures both point best there, in `clip-mini` and `clipag-mini` alike:
+    `benchmarks/explain.py`.)
 
     Raises:
         ClipagError: the tower is of another kind.
     """
-    tower = visual.tower if isinstance(visual, ImageTower) else visual
-    layers: Any = tower
-    if isinstance(tower, VisionTransformer):
-        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x.transpose(0, 1), 1)
-    if isinstance(tower, MiniImageTower):
-        strides = [i for i, layer in enumerate(tower.layers) if isinstance(layer, nn.Conv2d)]
-        return tower.layers[strides[-1] - 1], None
-    if hasattr(tower, "layer4"):  # OpenAI's ResNets
-        return layers.layer4, None
-    if hasattr(tower, "transformer"):  # open_clip's own transformer, batch first
-        return layers.transformer.resblocks[-1].ln_1, lambda x: _grid(x, 1)
-    trunk: Any = getattr(tower, "trunk", None)  # timm's
-    if hasattr(trunk, "stages"):
-        return trunk.stages[-1], None
-    if hasattr(trunk, "blocks"):
-        return trunk.blocks[-1].norm1, lambda x: _grid(x, trunk.num_prefix_tokens)
-    raise ClipagError(
-        f"It is not known where {type(tower).__name__} keeps its features: choose the method grad."
-    )
-
-
-def _grid(tokens: Tensor, extra: int) -> Tensor:
-    """Turn tokens (B, extra + h·w, C) into maps (B, C, h, w)."""
-    side = math.isqrt(tokens.shape[1] - extra)
-    maps: Tensor = tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-    return maps
-
-
-def _library(module: str) -> Any:
     try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ClipagError(
-            f"Heat maps need pytorch-grad-cam, and {error.name} is not installed: "
-            "pip install 'clipag-plugins[explain]'."
-        ) from error
+        parts, as_maps = stages(visual)
+    except ClipagError as error:
+        raise ClipagError(f"{error} Choose the method grad.") from error
+    last: Any = parts[-1]
+    if isinstance(last, Block):
+        return parts[0 if method in ("hirescam", "layercam") else -2], as_maps
+    for norm in ("ln_1", "norm1"):  # open_clip's and OpenAI's name, and timm's
+        if hasattr(last, norm):
+            return getattr(last, norm), as_maps
+    return last, as_maps
 
 
 class _Embedding(nn.Module):
@@ -140,5 +155,5 @@ def over(image: Tensor, heat: Tensor) -> Image.Image:
         ClipagError: pytorch-grad-cam is not installed.
     """
     pixels = image.detach().clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
-    show = _library("pytorch_grad_cam.utils.image").show_cam_on_image
+    show = library("pytorch_grad_cam.utils.image", "explain").show_cam_on_image
     return Image.fromarray(show(pixels, heat.cpu().numpy(), use_rgb=True))

@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import gmm
 from .attack import unit_l2
 from .errors import ClipagError
 from .guide import Guide, Target, text_target
 from .model import ClipagModel
 
-SIGMA, SAMPLES = 0.15, 32  # SmoothGrad's noise is 10 % to 20 % of the range (Smilkov et al., 2017)
 STEP = 0.03
 DIRECTIONS = 4
 
@@ -128,3 +128,57 @@ def judged_alignment(
     noise = [torch.randn(images.shape, generator=generator) for _ in range(DIRECTIONS)]
     at_random = torch.stack([similarity(direction.to(images)) for direction in noise])
     return 100 * (similarity(gradient) - at_random.mean(dim=0))
+
+
+def blobs(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Return images (count, 3, side, side) of the embedded mixture, in [0.2, 0.8]."""
+    mixture = gmm.load()
+    drawn = mixture.sample(-(-count // len(mixture.means)), generator)
+    chosen = torch.randperm(len(drawn), generator=generator)[:count]
+    return 0.2 + 0.6 * gmm.enlarge(drawn[chosen], side)
+
+
+def picture_score(
+    model: ClipagModel, texts: Sequence[str], pictures: Tensor, seed: int = 0
+) -> Tensor:
+    """Return the PAG score by pictures, (N,): `picture_alignment`, the mean over two starts.
+
+    The gradient is taken at blobs, where an ascent starts, and at another text's picture.
+
+    Args:
+        model: whose gradient is judged.
+        texts: N different ones.
+        pictures: one of each text that the model was not trained on, (N, 3, H, W) in [0, 1].
+        seed: of the blobs.
+
+    Raises:
+        ClipagError: there are fewer than two texts, or one cannot be encoded.
+    """
+    start = blobs(len(pictures), pictures.shape[-1], torch.Generator().manual_seed(seed))
+    scores = [
+        picture_alignment(model, images, texts, pictures)
+        for images in (start.to(pictures), pictures.roll(1, dims=0))
+    ]
+    return torch.stack(scores).mean(dim=0).cpu()
+
+
+def judged_score(
+    model: ClipagModel,
+    judge: Judge,
+    texts: Sequence[str],
+    side: int,
+    batch: int = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Return the PAG score by a judge, (N,): `judged_alignment` at blobs of this side, one a text.
+
+    Raises:
+        ClipagError: a text is empty or has more than 77 tokens.
+    """
+    start = blobs(len(texts), side, torch.Generator().manual_seed(seed)).to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    parts = [slice(i, i + batch) for i in range(0, len(texts), batch)]
+    scores = [
+        judged_alignment(model, judge, start[i], texts[i], generator=generator) for i in parts
+    ]
+    return torch.cat(scores).cpu()

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attack import Linf, ThreatModel, pgd
-from .errors import ClipagError
+from .errors import ClipagError, library
 from .evaluation import readable
 from .guide import text_target
 from .model import ClipagModel, embed_images
@@ -81,13 +80,7 @@ def correct(
 def _autoattack(
     classifier: ZeroShot, images: Tensor, labels: Tensor, threat_model: ThreatModel, seed: int
 ) -> Tensor:
-    try:
-        module = import_module("pyautoattack")
-    except ModuleNotFoundError as error:
-        raise ClipagError(
-            f"AutoAttack is a library of its own, and {error.name} is not installed: "
-            "pip install 'clipag-plugins[eval]'."
-        ) from error
+    module = library("pyautoattack", "eval")
     classes = len(classifier.goals)
     if classes < 4:
         # Its DLR loss compares the highest four logits.

@@ -1,4 +1,4 @@
-"""Where vanilla and CLIPAG look for "cat face": GradCAM, clean and under the paper's attack.
+"""Where vanilla and CLIPAG look for "cat face": HiResCAM, clean and under the paper's attack.
 
     python examples/explain.py                       # examples/cat-face.png → explain.png
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import clipag_plugins as clip
 from clipag_plugins.attack import Linf, attack
-from clipag_plugins.explain import heat_maps, over
+from clipag_plugins.explain import contrast_targets, heat_maps, over
 from clipag_plugins.sampler import read_square, to_pil
 from clipag_plugins.sheet import sheet
 
@@ -22,7 +22,7 @@ for name in MODELS:
     model = clip.load_clipag(name)
     row = []
     for seen in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
-        (heat,) = heat_maps(model, seen, [clip.text_target(model, TEXT)])
+        (heat,) = heat_maps(model, seen, contrast_targets(model, [TEXT]))
         row += [to_pil(seen[0]), over(seen[0], heat)]
     rows.append(row)
-sheet(rows, ["picture", "GradCAM", "attacked", "GradCAM"], MODELS).save("explain.png")
+sheet(rows, ["picture", "HiResCAM", "attacked", "HiResCAM"], MODELS).save("explain.png")

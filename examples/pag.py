@@ -16,7 +16,7 @@ TEXTS = ["cat face", "a volcano", "a strawberry"]
 
 image = read_square(Path(__file__).parent / "cat-face.png", 224)[None]
 vanilla, clipag = clip.load_clipag("clip-mini"), clip.load_clipag("clipag-mini")
-models = {"vanilla": vanilla, "smoothed": clip.smooth(vanilla, 0.15, 32), "CLIPAG": clipag}
+models = {"vanilla": vanilla, "smoothed": clip.smooth(vanilla, 1.0, 32), "CLIPAG": clipag}
 rows = []
 for text in TEXTS:
     gradients = [input_gradient(m, image, [clip.text_target(m, text)]) for m in models.values()]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ClipagError
-from ..mini import Block, MiniImageTower
+from ..mini import MiniImageTower
 from ..model import ClipagModel, ImageTower, load_clipag, normalize, resample
-from ..vit import VisionTransformer
+from ..stages import stages
 
 Features = Callable[[Tensor], list[Tensor]]
 MULTIPLE = 16  # of pixels, that the embedded towers want a side to be
@@ -71,32 +71,17 @@ def tower_features(model: ClipagModel) -> Features:
     Raises:
         ClipagError: the tower is of a kind whose layers are not known here.
     """
+    try:
+        parts, as_maps = stages(model.visual)
+    except ClipagError as error:
+        raise ClipagError(f"{error} Take --content vgg19.") from error
     tower: Any = model.visual.tower if isinstance(model.visual, ImageTower) else model.visual
-    side = model.visual.native_size
-    if isinstance(tower, MiniImageTower):
-        layers = list(tower.layers)
-        # The last block of each stage.
-        stages = [a for a, b in zip(layers, [*layers[1:], None], strict=True)
-                  if isinstance(a, Block) and not isinstance(b, Block)]  # fmt: skip
-        side = None
-    elif hasattr(tower, "transformer"):
-        stages = list(tower.transformer.resblocks)
-    elif hasattr(tower, "layer4"):
-        stages = [tower.layer1, tower.layer2, tower.layer3, tower.layer4]
-    elif hasattr(getattr(tower, "trunk", None), "stages"):
-        stages = list(tower.trunk.stages)
-    else:
-        raise ClipagError(
-            f"The layers of {model.name}'s image tower are not known: take --content vgg19."
-        )
-    chosen = [stages[len(stages) // 2 - 1], stages[len(stages) * 3 // 4 - 1]]
-    seen = _hooked(tower, chosen)
-    batch = 1 if isinstance(tower, VisionTransformer) else 0  # ours are (length, batch, width)
+    side = None if isinstance(tower, MiniImageTower) else model.visual.native_size
+    seen = _hooked(tower, [parts[len(parts) // 2 - 1], parts[len(parts) * 3 // 4 - 1]])
 
     def features(images: Tensor) -> list[Tensor]:
         sized = images if side is None else resample(images, side)
-        found = seen(normalize(sized).to(model.dtype))
-        return [x.movedim(batch, 0).float() for x in found]
+        return [as_maps(x).float() for x in seen(normalize(sized).to(model.dtype))]
 
     return features
 

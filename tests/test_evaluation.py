@@ -16,8 +16,8 @@ from benchmarks import evaluator
 from clipag_plugins import attack, evaluation, gmm, robustness
 from clipag_plugins.cli import main
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.pag import judged_alignment, picture_alignment
-from clipag_plugins.sampler import save_png, to_pil
+from clipag_plugins.pag import judged_alignment, picture_alignment, picture_score
+from clipag_plugins.sampler import read_square, save_png, to_pil
 
 PROMPTS = ["a red apple", "a castle", "a dog", "a fox", "a snail", "a rocket"]
 
@@ -228,6 +228,9 @@ def test_table2_goes_on_where_it_stopped(folder, capsys):
         (("pictures", "drawn", "--prompts", "prompts.txt", "--batch", "0"), "--batch is 0"),
         (("pictures", "drawn", "--prompts", "prompts.txt", "--judge", "x"), "Nothing could be"),
         (("table1", "--prompts", "prompts.txt", "--models", "clip-mini"), "--models names 1"),
+        (("pag", "drawn", "--prompts", "short.txt"), "2 prompts for the 6 pictures"),
+        (("pag", "drawn", "--prompts", "prompts.txt", "--samples", "0"), "samples is 0"),
+        (("pag", "one", "--prompts", "prompts.txt"), "compares texts: give at least 2"),
         (("robustness", "drawn"), "drawn holds 0 folders"),
         (("robustness", "drawn", "--template", "a photo"), "has no {}"),
         (
@@ -247,6 +250,8 @@ def test_table2_goes_on_where_it_stopped(folder, capsys):
 )
 def test_bad_input(folder, arguments, word, capsys):
     (folder / "empty").mkdir()
+    (folder / "one").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "one" / "1.png")
     (folder / "blank.txt").write_text("\n \n")
     (folder / "short.txt").write_text("a cat\na dog\n")
     assert main(["eval", *arguments]) == 2
@@ -326,13 +331,39 @@ def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanil
     """By real pictures: no judge takes part that could share a model's mistakes."""
     captions, pictures = held_out()
     assert len(captions) == len(set(captions)) == len(pictures) == 96
-    start = gmm.load().sample(1, torch.Generator().manual_seed(0))[: len(captions)]
-    starts = (gmm.enlarge(start, 48).clamp(0, 1), pictures.roll(1, dims=0))
     scores = [
-        sum(picture_alignment(m, x, captions, pictures).mean().item() for x in starts)
+        picture_score(m, captions, pictures).mean()
         for m in (vanilla, clip.smooth(vanilla, 0.15, 16), model)
     ]
     assert 0 < scores[0] < scores[1] < scores[2]
+
+
+def test_the_pag_score_of_a_folder(folder, model, vanilla, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "drawn" / "99.png").write_bytes(b"none")
+    (folder / "prompts.txt").write_text("\n".join([*PROMPTS, "a cat"]) + "\n")
+    command = ["eval", "pag", "drawn", "--prompts", "prompts.txt", "--size", "48", "--sigma",
+               "0.1", "--samples", "2", "--judge", "clip-mini", "no-such-judge"]  # fmt: skip
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert "99.png is not a picture" in err and "no-such-judge" in err
+    assert "clip-mini is one of the models" in err
+    assert out.strip() == (folder / "evaluation" / "pag.md").read_text().strip()
+    columns = json.loads((folder / "evaluation" / "pag.json").read_text())["columns"]
+    assert [*columns] == ["clip-mini", "clip-mini, smoothed by 0.1", "clipag-mini"]
+    pictures = torch.stack([read_square(folder / "drawn" / f"{i + 8}.png", 48) for i in range(6)])
+    plain, robust = (picture_score(m, PROMPTS, pictures) for m in (vanilla, model))
+    by_pictures, above, by_judge, _ = columns["clipag-mini"]
+    assert by_pictures["value"] == pytest.approx(robust.mean().item(), abs=1e-4)
+    assert above["value"] == pytest.approx((robust - plain).mean().item(), abs=1e-4)
+    assert above["low"] < above["value"] < above["high"] and above["pictures"] == 6
+    # What likes its own gradient.
+    assert by_judge["judge"] == "clip-mini"
+    assert columns["clip-mini"][1]["value"] > max(0, by_judge["value"])
+
+    assert main([*command, "--sigma", "--judge", "clip-mini"]) == 0
+    columns = json.loads((folder / "evaluation" / "pag.json").read_text())["columns"]
+    assert [*columns] == ["clip-mini", "clipag-mini"]
 
 
 def test_alignment_with_pictures_by_hand(model):

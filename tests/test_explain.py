@@ -25,26 +25,43 @@ def similarity(model, x, text):
     return z @ clip.text_target(model, text).embedding
 
 
-def test_gradcam_by_hand(model):
+@pytest.mark.parametrize("method, layer, side", [("gradcam", 6, 6), ("hirescam", 2, 12)])
+def test_maps_by_hand(model, method, layer, side):
     x = images().requires_grad_(True)
-    targets = [clip.text_target(model, text) for text in ("a red apple", "a dog")]
-    heat = explain.heat_maps(model, x, targets)
+    targets = explain.contrast_targets(model, ["a red apple", "a dog"])
+    heat = explain.heat_maps(model, x, targets, method)
 
     kept = []
-    # The block before the last downsampling: 6 × 6.
-    layer = model.visual.tower.layers[6]
+    # The last block before a downsampling.
+    layer = model.visual.tower.layers[layer]
     handle = layer.register_forward_hook(lambda *call: kept.append(call[2]))
     z = F.normalize(model.encode_image(normalize(x)), dim=-1)
     handle.remove()
     (features,) = kept
-    assert features.shape[2:] == (6, 6)
+    assert features.shape[2:] == (side, side)
     total = sum(row @ target.embedding for row, target in zip(z, targets, strict=True))
     (slope,) = torch.autograd.grad(total, features)
-    by_hand = (slope.mean(dim=(2, 3), keepdim=True) * features).sum(1, keepdim=True).relu()
+    if method == "gradcam":
+        slope = slope.mean(dim=(2, 3), keepdim=True)
+    by_hand = (slope * features).sum(1, keepdim=True).relu()
     # The map's grid is coarse: at its cells' centres no interpolation matters much.
-    coarse = F.interpolate(heat[:, None], size=(6, 6), mode="area")
+    coarse = F.interpolate(heat[:, None], size=(side, side), mode="area")
     for mine, theirs in zip(coarse.flatten(1), by_hand.flatten(1), strict=True):
         assert torch.corrcoef(torch.stack([mine, theirs]))[0, 1] > 0.9
+
+
+def test_a_contrast_is_what_others_do_not_say(model):
+    texts = ["a red apple", "a dog", "a castle"]
+    plain, (apple, *_) = (
+        torch.stack([clip.text_target(model, text).embedding for text in texts]),
+        explain.contrast_targets(model, texts, texts[1:]),
+    )
+    by_hand = F.normalize(plain[0] - (plain[1] + plain[2]) / 2, dim=0)
+    torch.testing.assert_close(apple.embedding, by_hand)
+    (among_many,) = explain.contrast_targets(model, texts[:1])
+    assert 0.5 < among_many.embedding @ plain[0] < 0.999
+    with pytest.raises(clip.ClipagError, match="is empty"):
+        explain.contrast_targets(model, [" "])
 
 
 def towers():
@@ -132,7 +149,7 @@ def test_heat_maps_as_a_user_asks_for_them(run, tmp_path):
     result = run("explain", "noise.png", "a dog", *small, "--models", "clipag-mini")
     assert result.returncode == 0, result.stderr
     picture = Image.open(tmp_path / result.stdout.strip())
-    assert picture.width > 4 * 64 and picture.text["method"] == "gradcam"
+    assert picture.width > 4 * 64 and picture.text["method"] == "hirescam"
     assert picture.text["attack"] == "linf, eps 0.0313725, 2 steps"
 
 

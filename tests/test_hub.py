@@ -204,6 +204,13 @@ def test_no_network(environment, server):
     assert "Traceback" not in result.stderr
 
 
+def test_a_hub_that_is_not_there(environment):
+    result = pull(environment, HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 2 and "cannot be reached (ConnectError)" in result.stderr
+    # One sentence, and none of the client's about trying again.
+    assert result.stderr.count("\n") == 1
+
+
 def test_bytes_that_belie_their_checksum(here):
     here.fault = "liar"
     with pytest.raises(clip.ClipagError, match="damaged and has been removed"):

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ClipagError
+from ..errors import ClipagError, library
 from ..files import slug
 from .attack import add_threat_model, threat_model
 from .options import (
     DEVICE_HELP,
+    SAMPLES,
+    SIGMA,
     Commands,
     add_models,
     choose_device,
@@ -31,6 +33,7 @@ examples:
   torchrun --nproc-per-node 8 -m clipag_plugins eval table2 \\
       --prompts captions_val2014.json --count 30000 --models ViT-B/32 --reference val2014/
   clipag eval robustness photos/ --models vanilla:ViT-B-32-laion2B ViT-B/32
+  clipag eval pag photos/ --prompts captions.txt --models vanilla:ViT-B-32-laion2B ViT-B/32
 
 all need pip install 'clipag-plugins[eval]'.
 """
@@ -57,6 +60,18 @@ ROBUSTNESS_EXAMPLES = """\
 examples:
   clipag eval robustness imagenette/val                      a folder for each class
   clipag eval robustness photos/ --norm l2 --eps 1.5 --steps 5 --attacks clean pgd
+"""
+
+PAG_EXAMPLES = """\
+examples:
+  clipag eval pag pictures/ --prompts captions.txt           vanilla, smoothed, CLIPAG
+  clipag eval pag pictures/ --prompts captions.txt --sigma   without smoothing
+  clipag eval pag pictures/ --prompts captions.txt --judge ViT-H/14 \\
+      --models vanilla:ViT-B-32-laion2B FARE4-ViT-B/32 ViT-B/32
+
+the score: how much nearer a model's input gradient leads to a picture of its text than to those of
+the other texts, in hundredths of the cosine; and by judges, how much a step along it shows them of
+the text, in hundredths of the similarity. Pictures and judges must be new to the models.
 """
 
 
@@ -116,6 +131,39 @@ def add(commands: Commands) -> None:
     add("--seed", type=seed_number, default=0, help="of the attacks (default: %(default)s)")
     add_threat_model(robustness)
     _add_where(robustness)
+
+    pag = command(kinds, "pag", "how much gradients mean: the PAG score", PAG_EXAMPLES)
+    pag.set_defaults(run=_pag)
+    add = pag.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder of pictures, one of each prompt counts")
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what the pictures show: a prompt on each line, or COCO's captions (.json)",
+    )
+    add_models(pag)
+    add(
+        "--sigma",
+        nargs="*",
+        type=float,
+        default=[SIGMA],
+        help="noise of the first model's smoothing, for pixels in [0, 1]: a column for each number "
+        f"(default: {SIGMA})",
+    )
+    add("--samples", type=int, default=SAMPLES, help="noisy copies (default: %(default)s)")
+    add(
+        "--judge",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="score by these too: the paper's ConvNeXt and ViT-H/14, any known model or weights "
+        "file that is none of the models (default: by pictures alone)",
+    )
+    add("--size", type=int, default=224, help="side in pixels (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, help="of all random numbers (default: %(default)s)")
+    _add_where(pag)
 
 
 def _add_measures(parser: argparse.ArgumentParser) -> None:
@@ -184,19 +232,20 @@ def _table1(options: argparse.Namespace) -> int:
 
     prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
     steps = clipdraw.STEPS if options.steps is None else options.steps
+    models = [load_clipag(name, choose_device(options.device)) for name in options.models]
+    weights = [evaluation.fingerprint(model) for model in models]
     sets: dict[str, Path] = {}
     rivals = []
     for augment in (False, True):
         labels = []
-        for name in options.models:
-            model = load_clipag(name, choose_device(options.device))
+        for model, digest in zip(models, weights, strict=True):
             label = f"{model.name}, {'aug.' if augment else 'no aug.'}"
             _need_new(label, sets)
             labels.append(label)
             sets[label] = options.out / slug(label)
             facts = {
                 "model": model.name,
-                "weights": evaluation.fingerprint(model),
+                "weights": digest,
                 "seed": options.seed,
                 "steps": steps,
                 "strokes": options.strokes,
@@ -399,7 +448,7 @@ def _robustness(options: argparse.Namespace) -> int:
     from ..sampler import read_square
 
     threat, device = threat_model(options), choose_device(options.device)
-    evaluation.library("scipy.stats")  # before hours of attacks, not after them
+    library("scipy.stats", "eval")  # before hours of attacks, not after them
     report = evaluation.Report()
     classes, pictures, report.notes = robustness.labelled_pictures(options.folder)
     budget = f"{options.norm}, eps {options.eps:g}"
@@ -428,3 +477,57 @@ def _robustness(options: argparse.Namespace) -> int:
             for attack, parts in right.items()
         ]
     return _finish(options, report, "robustness")
+
+
+def _pag(options: argparse.Namespace) -> int:
+    _check(options)
+
+    import torch
+    from tqdm import tqdm
+
+    from .. import evaluation, pag
+    from ..model import ClipagModel, load_clipag
+    from ..sampler import read_square
+    from ..smoothing import smooth
+
+    device = choose_device(options.device)
+    library("scipy.stats", "eval")  # before the gradients, not after them
+    prompts = evaluation.read_prompts(options.prompts)
+    report = evaluation.Report()
+    found, report.notes = evaluation.find_pictures(options.folder, prompts)
+    first: dict[str, Path] = {}
+    for picture in found:
+        first.setdefault(prompts[picture.prompt], picture.path)
+    texts = list(first)
+    pictures = torch.stack([read_square(path, options.size) for path in first.values()]).to(device)
+    models: dict[str, ClipagModel] = {}
+    for name in options.models:
+        model = load_clipag(name, device)
+        _need_new(model.name, models)
+        models[model.name] = model
+        if len(models) == 1:
+            for sigma in options.sigma:
+                smoothed = smooth(model, sigma, options.samples, options.seed)
+                models[f"{model.name}, smoothed by {sigma:g}"] = smoothed
+
+    def score(judge: str, by: Callable[[ClipagModel], torch.Tensor]) -> None:
+        scores = {label: by(model) for label, model in tqdm(models.items(), desc=judge)}
+        for label, rows in evaluation.compared("PAG score", judge, scores).items():
+            report.columns.setdefault(label, []).extend(rows)
+
+    score("pictures", lambda model: pag.picture_score(model, texts, pictures, options.seed))
+    for name in options.judge:
+        try:
+            judge = evaluation.load_judge(name, device)
+        except ClipagError as error:
+            report.notes.append(f"Not measured, judge {name}: {error}")
+            continue
+        if judge.weights in map(evaluation.fingerprint, models.values()):
+            report.notes.append(f"{name} is one of the models: it likes its own gradient.")
+        score(
+            judge.name,
+            lambda model, judge=judge: pag.judged_score(  # type: ignore[misc]
+                model, judge, texts, options.size, options.batch, options.seed
+            ),
+        )
+    return _finish(options, report, "pag")

@@ -7,6 +7,8 @@ from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
 from .options import (
     DEVICE_HELP,
+    SAMPLES,
+    SIGMA,
     Commands,
     add_models,
     choose_device,
@@ -22,7 +24,7 @@ examples:
   clipag explain cat.jpg "a cat" --models vanilla:ViT-B-32-laion2B ViT-B/32 --out heat.png
   clipag explain cat.jpg "a cat" --norm l2 --eps 3
 
-gradcam and the colours of the maps need pip install 'clipag-plugins[explain]'.
+the maps and their colours need pip install 'clipag-plugins[explain]'.
 """
 PAG_EXAMPLES = """\
 examples:
@@ -43,8 +45,8 @@ def add(commands: Commands) -> None:
     add = explain.add_argument
     add(
         "--method",
-        choices=["gradcam", "grad", "smoothgrad"],
-        default="gradcam",
+        choices=["gradcam", "gradcam++", "hirescam", "layercam", "grad", "smoothgrad"],
+        default="hirescam",
         help="how a heat map is made (default: %(default)s)",
     )
     add_threat_model(explain)
@@ -58,10 +60,10 @@ def add(commands: Commands) -> None:
     add(
         "--sigma",
         type=float,
-        default=0.15,
+        default=SIGMA,
         help="noise of the smoothed model, for pixels in [0, 1] (default: %(default)s)",
     )
-    add("--samples", type=int, default=32, help="noisy copies (default: %(default)s)")
+    add("--samples", type=int, default=SAMPLES, help="noisy copies (default: %(default)s)")
     _add_shared(pag)
 
 
@@ -80,8 +82,7 @@ def _explain(options: argparse.Namespace) -> int:
     import torch
 
     from ..attack import attack
-    from ..explain import heat_maps, over
-    from ..guide import text_target
+    from ..explain import contrast_targets, heat_maps, over
     from ..model import load_clipag
     from ..sampler import read_square, save_png, to_pil
     from ..sheet import sheet
@@ -95,8 +96,8 @@ def _explain(options: argparse.Namespace) -> int:
         generator = torch.Generator().manual_seed(options.seed)
         attacked = attack(model, image, options.text, threat, generator=generator)
         both = torch.cat([image, attacked])
-        target = text_target(model, options.text)
-        heat = heat_maps(model, both, [target, target], options.method)
+        targets = contrast_targets(model, [options.text]) * 2
+        heat = heat_maps(model, both, targets, options.method)
         clean, fooled = (over(x, h) for x, h in zip(both, heat, strict=True))
         rows.append([to_pil(image[0]), clean, to_pil(attacked[0]), fooled])
         names.append(f"{model.name}: {options.text}")

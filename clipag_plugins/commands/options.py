@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
+SIGMA, SAMPLES = 1.0, 32  # of randomized smoothing; chosen by benchmarks/pag.py
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
