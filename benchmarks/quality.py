@@ -4,7 +4,7 @@
     python -m benchmarks.quality --prompts 20        # the first 20 prompts, printed and not kept
 
 Draws the 100 seen and the 100 unseen prompts with the vanilla and the CLIPAG tower, without
-and with augmentation, and asks the independent evaluator which of the 100 prompts each
+and with augmentation in one try, and as `clipag generate` does, in several, and asks the independent evaluator which of the 100 prompts each
 picture shows (R-Prec; chance is 1 %). The pictures that the ascents start from are judged
 too, so that nobody mistakes the start's share for the guide's. Goes on where it stopped.
 """
@@ -113,8 +113,9 @@ def main(options: argparse.Namespace) -> None:
             model = load_clipag(name)
             for setting, draw in (
                 ("start only", partial(starts, model, options.seed)),
-                ("no augmentation", partial(drawn, model, options.seed, 1)),
-                ("augmentation", partial(drawn, model, options.seed, None)),
+                ("no augmentation", partial(drawn, model, options.seed, 1, 1)),
+                ("augmentation", partial(drawn, model, options.seed, None, 1)),
+                ("defaults", partial(drawn, model, options.seed, None, None)),
             ):
                 digest = digest_of(name, sampler)
                 folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
@@ -134,9 +135,11 @@ def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
     return Ascent(images, torch.zeros(len(images)), 0)
 
 
-def drawn(model: ClipagModel, seed: int, views: int | None, prompts: list[str]) -> Ascent:
+def drawn(
+    model: ClipagModel, seed: int, views: int | None, tries: int | None, prompts: list[str]
+) -> Ascent:
     """Draw prompts by pixel ascent."""
-    return sample(prompts, model, views=views, seed=seed, progress=False)
+    return sample(prompts, model, views=views, tries=tries, seed=seed, progress=False)
 
 
 if __name__ == "__main__":
