@@ -4,9 +4,10 @@
     python -m benchmarks.quality --prompts 20        # the first 20 prompts, printed and not kept
 
 Draws the 100 seen and the 100 unseen prompts with the vanilla and the CLIPAG tower, without
-and with augmentation in one try, and as `clipag generate` does, in several, and asks the independent evaluator which of the 100 prompts each
-picture shows (R-Prec; chance is 1 %). The pictures that the ascents start from are judged
-too, so that nobody mistakes the start's share for the guide's. Goes on where it stopped.
+and with augmentation in one try, and as `clipag generate` does, in several, and asks the
+independent evaluator which of the 100 prompts each picture shows (R-Prec; chance is 1 %). The
+pictures that a single try starts from are judged too, so that nobody mistakes the start's share
+for the guide's. Goes on where it stopped.
 """
 
 import argparse
