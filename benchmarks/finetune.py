@@ -146,7 +146,7 @@ def compare(name: str, size: int, rounds: int) -> dict[str, object]:
         for kind, update in updates.items():
             began = time.process_time()
             update()
-            if turn:  # the first warms up
+            if turn or not rounds:  # the first warms up
                 spent[kind] = min(spent[kind], time.process_time() - began)
             print(name, turn, kind, f"{time.process_time() - began:.2f} s", file=sys.stderr)
     speed = {kind: size / seconds for kind, seconds in spent.items()}
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="after one to warm up; 0: that one")
     parser.add_argument("--models", nargs="*", default=["clip-mini", "ViT-B-32"])
     parser.add_argument("--processes", action="store_true", help="two processes against one")
     parser.add_argument("--memory", type=int, nargs="?", const=40_960, help="one batch of so many")
