@@ -27,8 +27,11 @@ def stages(visual: Any) -> tuple[list[nn.Module], Maps]:
     if isinstance(tower, MiniImageTower):
         layers = list(tower.layers)
         # The last block of each stage.
-        ends = [a for a, b in zip(layers, [*layers[1:], None], strict=True)
-                if isinstance(a, Block) and not isinstance(b, Block)]  # fmt: skip
+        ends: list[nn.Module] = [
+            a
+            for a, b in zip(layers, [*layers[1:], None], strict=True)
+            if isinstance(a, Block) and not isinstance(b, Block)
+        ]
         return ends, lambda x: x
     if isinstance(tower, VisionTransformer):  # ours are (length, batch, width)
         return list(tower.transformer.resblocks), lambda x: _grid(x.transpose(0, 1), 1)
