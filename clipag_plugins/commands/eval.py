@@ -277,7 +277,8 @@ def _table2(options: argparse.Namespace) -> int:
     sets: dict[str, Path] = {}
     for name in options.models:
         model = load_clipag(name, choose_device(options.device))
-        steps = settings_for(model).steps if options.steps is None else options.steps
+        settings = settings_for(model)
+        steps = settings.steps if options.steps is None else options.steps
         _need_new(model.name, sets)
         sets[model.name] = options.out / slug(model.name)
         facts = {
@@ -286,6 +287,7 @@ def _table2(options: argparse.Namespace) -> int:
             "seed": options.seed,
             "steps": steps,
             "init": "gmm",
+            "tries": settings.tries,
         }
         evaluation.draw_missing(
             lambda batch, model=model, steps=steps: sample(  # type: ignore[misc]
