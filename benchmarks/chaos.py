@@ -51,9 +51,9 @@ def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random)
             if done < kills:
                 if draw.random() < 0.8:  # else while it starts
                     wait_for_checkpoint(process, out)
-                    time.sleep(draw.uniform(0, 3))
+                    time.sleep(draw.uniform(0, 0.5))
                 else:
-                    time.sleep(draw.uniform(0, 15))
+                    time.sleep(draw.uniform(0, 4))
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
                     done += 1

@@ -3,7 +3,8 @@
     python -m benchmarks.contact_sheet
 
 The prompts are the first 16 of `seen.txt` and the first 8 of `unseen.txt` in an order
-drawn once from a fixed seed: nobody chose them for their pictures.
+drawn once from a fixed seed: nobody chose them for their pictures. Each picture is the best of
+the default number of tries, by its own model's choice.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def by_judge(seed: int) -> None:
     vanilla = load_clipag("clip-mini")
     models = {
         "clip-mini": vanilla,
-        f"clip-mini, smoothed by {SIGMA}": smooth(vanilla, SIGMA, SAMPLES),
+        f"clip-mini, smoothed by {SIGMA:g}": smooth(vanilla, SIGMA, SAMPLES),
         "clipag-mini": load_clipag("clipag-mini"),
     }
     scores = {

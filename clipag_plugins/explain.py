@@ -24,7 +24,7 @@ CAMS = {
     "layercam": "LayerCAM",
 }
 METHODS = (*CAMS, "grad", "smoothgrad")
-SIGMA, SAMPLES = 0.15, 32  # of SmoothGrad: its noise is 10 % to 20 % of the range
+NOISE, COPIES = 0.15, 32  # of SmoothGrad: 10 % to 20 % of the range
 
 
 def heat_maps(
@@ -56,7 +56,7 @@ def heat_maps(
         return _cam(model, images, targets, method, layer)
     if method not in METHODS:
         raise ClipagError(f"method is {method!r}: choose from {', '.join(METHODS)}.")
-    asked = smooth(model, SIGMA, SAMPLES) if method == "smoothgrad" else model
+    asked = smooth(model, NOISE, COPIES) if method == "smoothgrad" else model
     heat = input_gradient(asked, images, targets).abs().amax(dim=1)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 

@@ -18,6 +18,7 @@ from .guide import Guide, Target, text_target
 from .model import ClipagModel
 
 STEP = 0.03
+MAX_VIEWS = 64  # images that a tower sees at once
 DIRECTIONS = 4
 
 
@@ -39,7 +40,13 @@ def input_gradient(model: ClipagModel, images: Tensor, targets: Sequence[Target]
 
     `images` are (B, 3, H, W) in [0, 1]. A step along the gradient makes them more similar.
     """
-    guide = Guide(model, [[target] for target in targets], precision="float32")
+    copies = getattr(model.visual, "samples", 1)  # of each image, where the model is smoothed
+    guide = Guide(
+        model,
+        [[target] for target in targets],
+        precision="float32",
+        max_views=max(1, MAX_VIEWS // copies),
+    )
     images = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(-guide.loss(images).sum(), images)
     return gradient

@@ -195,10 +195,13 @@ def sample(
     ascent = ascend(canvas, guide, steps, callback=callback, progress=progress)
     if tries == 1:
         return ascent
-    if views != 1:  # the few of a step are too few to tell which picture is best
+    if 1 < guide.views.count < RANKING_VIEWS:  # too few to tell which picture is best
         guide.views = settings.views_of(RANKING_VIEWS)
-    with torch.no_grad():
-        losses = guide.loss(ascent.images)
+    try:
+        with torch.no_grad():
+            losses = guide.loss(ascent.images)
+    except KeyboardInterrupt:
+        losses, ascent.interrupted = ascent.losses, True
     return ascent.best_of(losses.view(-1, tries))
 
 

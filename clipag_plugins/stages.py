@@ -22,7 +22,9 @@ def stages(visual: Any) -> tuple[list[nn.Module], Maps]:
     Raises:
         ClipagError: the tower is of a kind whose stages are not known here.
     """
-    tower: Any = visual.tower if isinstance(visual, ImageTower) else visual
+    tower: Any = visual
+    while isinstance(tower, ImageTower):  # a smoothed tower holds another
+        tower = tower.tower
     trunk: Any = getattr(tower, "trunk", None)  # timm's
     if isinstance(tower, MiniImageTower):
         layers = list(tower.layers)
@@ -41,7 +43,7 @@ def stages(visual: Any) -> tuple[list[nn.Module], Maps]:
         return [tower.layer1, tower.layer2, tower.layer3, tower.layer4], lambda x: x
     if hasattr(trunk, "stages"):
         return list(trunk.stages), lambda x: x
-    if hasattr(trunk, "blocks"):
+    if hasattr(trunk, "blocks") and hasattr(trunk, "num_prefix_tokens"):
         return list(trunk.blocks), lambda x: _grid(x, trunk.num_prefix_tokens)
     raise ClipagError(f"It is not known where {type(tower).__name__} keeps its features.")
 

@@ -1,6 +1,5 @@
 """The settings of a run: plain values, read from a TOML file, every one checked by name."""
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -100,8 +99,8 @@ class Config:
         precision: "auto" (bfloat16 where a measurement finds it fast), "float32" or "bfloat16".
         compile: pass the tower through `torch.compile`.
         shard: give each of several processes a share of the weights, their gradients, AdamW's
-            moments and the average (FSDP2), and not a copy (DDP): for a tower that one device
-            cannot hold.
+            moments and the average (FSDP2), and not a copy (DDP): for a tower whose gradients
+            and moments one device cannot hold. At the start it must hold the weights twice.
         checkpoint_activations: compute the blocks' activations twice instead of keeping them.
         crop: smallest share of the area that a random square crop takes.
         streams: independent sequences that the data is read in; a multiple of the number of
@@ -237,7 +236,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):
-        with contextlib.suppress(argparse.ArgumentTypeError):
+        with contextlib.suppress(ValueError):
             return fraction(value)
     plain = get_origin(hint) or hint
     if not isinstance(plain, type) or type(value) is not plain:

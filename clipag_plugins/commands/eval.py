@@ -503,14 +503,17 @@ def _pag(options: argparse.Namespace) -> int:
     texts = list(first)
     pictures = torch.stack([read_square(path, options.size) for path in first.values()]).to(device)
     models: dict[str, ClipagModel] = {}
+    digests: list[str] = []
     for name in options.models:
         model = load_clipag(name, device)
         _need_new(model.name, models)
         models[model.name] = model
+        digests.append(evaluation.fingerprint(model))
         if len(models) == 1:
             for sigma in options.sigma:
-                smoothed = smooth(model, sigma, options.samples, options.seed)
-                models[f"{model.name}, smoothed by {sigma:g}"] = smoothed
+                label = f"{model.name}, smoothed by {sigma:g}"
+                _need_new(label, models)
+                models[label] = smooth(model, sigma, options.samples, options.seed)
 
     def score(judge: str, by: Callable[[ClipagModel], torch.Tensor]) -> None:
         scores = {label: by(model) for label, model in tqdm(models.items(), desc=judge)}
@@ -524,7 +527,7 @@ def _pag(options: argparse.Namespace) -> int:
         except ClipagError as error:
             report.notes.append(f"Not measured, judge {name}: {error}")
             continue
-        if judge.weights in map(evaluation.fingerprint, models.values()):
+        if judge.weights in digests:
             report.notes.append(f"{name} is one of the models: it likes its own gradient.")
         score(
             judge.name,

@@ -38,12 +38,12 @@ def seed_number(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """Read a number or a fraction, such as 8/255, as argparse's `type`."""
-    top, _, bottom = text.partition("/")
+    """Read a number or a fraction, such as 8/255; raise ValueError if it is neither."""
+    top, slash, bottom = text.partition("/")
     try:
-        return float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number or fraction") from error
+        return float(top) / (float(bottom) if slash else 1)
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text!r} divides by 0") from error
 
 
 def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
