@@ -329,7 +329,7 @@ def test_too_small_a_photo(model):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "L", "LA", "1", "YCbCr"])
 def test_modes_are_read(tmp_path, mode):
-    path = tmp_path / ("p.tif" if mode in ("CMYK", "YCbCr") else "p.png")
+    path = tmp_path / {"CMYK": "p.tif", "YCbCr": "p.jpg"}.get(mode, "p.png")
     picture("RGB").convert(mode).save(path)
     read = read_rgba(path)
     assert read.mode == "RGBA" and read.size == (64, 48)
