@@ -19,13 +19,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 import clipag_plugins as clip
 from clipag_plugins.ascent import ascend
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import write_beside, write_json
 from clipag_plugins.finetune import config, train
 from clipag_plugins.sampler import EMBEDDED, starting_images, to_pil
 
+from . import RESULTS
+
 PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
 SIDE, LABEL = 112, 190
-RESULTS = Path(__file__).parent / "results"
 THREATS = {
     "L2 0.75": ["threat.norm=l2", "threat.eps=0.75"],
     "Linf 4/255": ["threat.norm=linf", "threat.eps=4/255"],
@@ -99,8 +100,7 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
             figures["accuracy"][f"{tower}, {threat}"] = found
     write_figure(figure, rows)
     print(json.dumps(figures, indent=1))
-    with write_beside(RESULTS / "ablation.json") as temporary:
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(RESULTS / "ablation.json", figures)
 
 
 if __name__ == "__main__":

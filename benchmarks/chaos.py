@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 import clipag_plugins as clip
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
+from . import RESULTS
+
 MODULE = "clipag_plugins.finetune"
 SETTINGS = ("steps=60", "batch=16", "micro_batch=8", "threat.attack_steps=1", "save_every=1",
             "picture_every=0", "evaluate_samples=16", "warmup=5")  # fmt: skip
@@ -110,8 +111,7 @@ def main(work: Path, out: Path, kills: int, seed: int) -> None:
         },
     }
     print(json.dumps(figures, indent=1))
-    with write_beside(RESULTS / "chaos.json") as temporary:
-        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(RESULTS / "chaos.json", figures)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipag_plugins import guide, views
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import write_beside, write_json
 from clipag_plugins.integrations import clipstyler, perceptual, style_network
 from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.model import load_clipag
@@ -107,8 +107,7 @@ class Judge:
 def write_table(name: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
     """Keep rows as {name}.json and as the table {name}.md."""
     settings = {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
-    with write_beside(RESULTS / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    write_json(RESULTS / f"{name}.json", {**settings, "rows": rows})
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     for row in rows:
         cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]

@@ -40,7 +40,8 @@ from clipag_plugins.model import load_clipag
 from clipag_plugins.sampler import save_png, to_pil
 from clipag_plugins.stages import stages
 
-RESULTS = Path(__file__).parent / "results"
+from . import RESULTS
+
 SIDE, LEAST, MOST = 96, 0.6, 0.8
 THREAT = Linf(8 / 255, 20, 1 / 255)
 BATCH = 44

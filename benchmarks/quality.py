@@ -25,17 +25,16 @@ from PIL import Image
 from clipag_plugins import sampler
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.evaluation import draw_missing, similarities_and_ranks
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import write_beside, write_json
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.guide import text_target
 from clipag_plugins.hub import embedded_config
 from clipag_plugins.model import ClipagModel, load_clipag
 from clipag_plugins.sampler import from_pil, read_picture, sample, starting_images
 
-from . import evaluator
+from . import RESULTS, evaluator
 from .contact_sheet import write_sheet
 
-RESULTS = Path(__file__).parent / "results"
 BATCH = 10
 SHOWN = 8  # prompts of a figure: the first, whatever became of them
 
@@ -89,8 +88,7 @@ def digest_of(model_name: str, *sources: ModuleType) -> str:
 def write_results(name: str, settings: dict[str, int], rows: list[dict[str, Any]]) -> None:
     """Keep rows of text, then judgements, as {name}.json and as the table {name}.md."""
     RESULTS.mkdir(exist_ok=True)
-    with write_beside(RESULTS / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    write_json(RESULTS / f"{name}.json", {**settings, "rows": rows})
     texts = [key for key, value in rows[0].items() if isinstance(value, str)]
     lines = [
         f"| {' | '.join(rows[0])} |",

@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
-from clipag_plugins.files import write_beside
+from clipag_plugins.files import write_json
 from clipag_plugins.finetune.image import Trainer
 from clipag_plugins.model import load_clipag
 
-RESULTS = Path(__file__).parent / "results"
+from . import RESULTS
 
 
 def main(work: Path) -> None:
@@ -30,8 +30,7 @@ def main(work: Path) -> None:
             for eps in (0.0, 1.0, 3.0)
         }
     RESULTS.mkdir(exist_ok=True)
-    with write_beside(RESULTS / "retrieval.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(RESULTS / "retrieval.json", report)
     print(json.dumps(report, indent=1))
 
 

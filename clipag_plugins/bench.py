@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from . import architecture, precision
 from .errors import ClipagError
-from .files import write_beside
+from .files import write_json
 from .model import ClipagModel, load_clipag
 from .sampler import generate
 
@@ -199,5 +199,4 @@ def main(
         )
     print("\ngenerate() with the embedded model, s:", json.dumps(figures["generate(), s"]))
     if out is not None:
-        with write_beside(out) as temporary:
-            temporary.write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(out, figures)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .ascent import Ascent
 from .errors import ClipagError, library
-from .files import slug, write_beside
+from .files import slug, write_beside, write_json
 from .guide import text_target
 from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
 from .pag import Judge
@@ -122,8 +122,7 @@ class Report:
     def write(self, folder: Path, name: str) -> None:
         """Write {name}.json and the table {name}.md to a folder, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
-        with write_beside(folder / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(folder / f"{name}.json", asdict(self))
         with write_beside(folder / f"{name}.md") as temporary:
             temporary.write_text(self.table() + "\n")
 

@@ -1,5 +1,6 @@
 """Write files so that nothing that existed is lost or half-written; and what to call them."""
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,12 @@ def write_beside(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(target: Path, value: object) -> None:
+    """Write a value as JSON that people can read."""
+    with write_beside(target) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def slug(text: str) -> str:

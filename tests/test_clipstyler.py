@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
@@ -327,9 +328,13 @@ def test_too_small_a_photo(model):
 # Reading
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "L", "LA", "1", "YCbCr"])
+# Pillow 12.3.0, the newest for Python 3.10, cannot read back its own.
+YCBCR = pytest.param("YCbCr", marks=pytest.mark.skipif(PIL.__version__ == "12.3.0", reason="bug"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "L", "LA", "1", YCBCR])
 def test_modes_are_read(tmp_path, mode):
-    path = tmp_path / {"CMYK": "p.tif", "YCbCr": "p.jpg"}.get(mode, "p.png")
+    path = tmp_path / ("p.tif" if mode in ("CMYK", "YCbCr") else "p.png")
     picture("RGB").convert(mode).save(path)
     read = read_rgba(path)
     assert read.mode == "RGBA" and read.size == (64, 48)
