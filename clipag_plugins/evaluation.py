@@ -440,13 +440,19 @@ def inception(feature: str, weights: Path | None = None) -> nn.Module:
     return found
 
 
-def fid(ours: Iterable[Tensor], real: Iterable[Tensor], network: nn.Module) -> float:
+def fid(
+    ours: Iterable[Tensor],
+    real: Iterable[Tensor],
+    network: nn.Module,
+    device: str | torch.device = "cpu",
+) -> float:
     """Return the Fréchet inception distance of batches of images in [0, 1], by torchmetrics.
 
     Raises:
         ClipagError: one side has fewer than 2 pictures.
     """
-    metric = library("torchmetrics.image.fid", "eval").FrechetInceptionDistance(_Rounded(network))
+    module = library("torchmetrics.image.fid", "eval")
+    metric = module.FrechetInceptionDistance(_Rounded(network)).to(device)
     for images in ours:
         metric.update(images, real=False)
     for images in real:
@@ -456,11 +462,15 @@ def fid(ours: Iterable[Tensor], real: Iterable[Tensor], network: nn.Module) -> f
     return float(metric.compute())
 
 
-def inception_score(ours: Iterable[Tensor], network: nn.Module, splits: int = 10) -> float:
+def inception_score(
+    ours: Iterable[Tensor],
+    network: nn.Module,
+    splits: int = 10,
+    device: str | torch.device = "cpu",
+) -> float:
     """Return the Inception Score of batches of images in [0, 1], by torchmetrics."""
-    metric = library("torchmetrics.image.inception", "eval").InceptionScore(
-        _Rounded(network), splits=splits
-    )
+    module = library("torchmetrics.image.inception", "eval")
+    metric = module.InceptionScore(_Rounded(network), splits=splits).to(device)
     for images in ours:
         metric.update(images)
     score, _ = metric.compute()
@@ -475,11 +485,15 @@ class _Rounded(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        # To where the metric has taken the network.
+        images = images.to(next(self.network.parameters(), images).device)
         features: Tensor = self.network((images * 255).round().to(torch.uint8))
         return features
 
 
-def lpips(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> Tensor:
+def lpips(
+    ours: Iterable[Tensor], theirs: Iterable[Tensor], device: str | torch.device = "cpu"
+) -> Tensor:
     """Return LPIPS (N,) between batches of pictures, pair by pair, by torchmetrics (AlexNet).
 
     Raises:
@@ -489,12 +503,15 @@ def lpips(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> Tensor:
     try:
         metric = module.LearnedPerceptualImagePatchSimilarity(
             "alex", normalize=True, reduction="none"
-        )
+        ).to(device)
     except OSError as error:
         raise ClipagError(
             f"alexnet-owt-7be5be79.pth cannot be had, which torchvision downloads ({error})."
         ) from error
-    parts = [metric(a, b).reshape(-1) for a, b in zip(ours, theirs, strict=True)]
+    parts = [
+        metric(a.to(device), b.to(device)).reshape(-1).cpu()
+        for a, b in zip(ours, theirs, strict=True)
+    ]
     return torch.cat(parts)
 
 

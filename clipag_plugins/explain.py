@@ -46,7 +46,7 @@ def heat_maps(
             (Simonyan et al., 2014); or "smoothgrad", the same averaged over noise (Smilkov et
             al., 2017).
         layer: the part of a convolutional tower whose output the first four weigh, (B, C, h,
-            w); by default what `features_of` says.
+            w); by default what `default_layer` says.
 
     Raises:
         ClipagError: there is no such method, pytorch-grad-cam is not installed, or it is not
@@ -92,7 +92,7 @@ def _cam(
     method: str,
     layer: nn.Module | None,
 ) -> Tensor:
-    asked, as_maps = (layer, None) if layer is not None else features_of(model.visual, method)
+    asked, as_maps = (layer, None) if layer is not None else default_layer(model.visual, method)
     make = getattr(library("pytorch_grad_cam", "explain"), CAMS[method])
     cam = make(_Embedding(model), [asked], as_maps)
 
@@ -110,7 +110,7 @@ def _cam(
     return torch.from_numpy(heat).to(images)
 
 
-def features_of(visual: Any, method: str = "gradcam") -> tuple[nn.Module, Maps]:
+def default_layer(visual: Any, method: str = "gradcam") -> tuple[nn.Module, Maps]:
     """Return the module whose output a method weighs, and what makes that maps (B, C, h, w).
 
     It is the last one before space is lost. In a transformer the class token alone reaches the

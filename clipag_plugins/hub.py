@@ -122,7 +122,7 @@ def load(name: str | os.PathLike[str], download_root: str | Path | None = None) 
     if known in MODELS:
         return _load_named(known, MODELS[known], download_root)
     path = Path(known).expanduser()
-    if path.name in WEIGHTS and (path.parent / OPEN_CLIP_CONFIG).is_file():
+    if path.is_file() and _has_config_beside(path):
         return from_pretrained(str(path.parent))
     if path.is_file():
         return architecture.from_state(checkpoint.read(path), str(path), path.name)
@@ -136,6 +136,14 @@ def load(name: str | os.PathLike[str], download_root: str | Path | None = None) 
     raise ClipagError(
         f"There is no model or weights file called {known!r}; known are {', '.join(MODELS)}."
     )
+
+
+def _has_config_beside(path: Path) -> bool:
+    """Say whether a file is the weights of a folder that also says what model they are."""
+    if path.name in WEIGHTS:
+        return (path.parent / OPEN_CLIP_CONFIG).is_file()
+    config = path.parent / MINI_CONFIG
+    return path.name == MINI_WEIGHTS and config.is_file() and "clipag" in _read_config(config)
 
 
 def pull(name: str, download_root: str | Path | None = None) -> Path:

@@ -274,8 +274,8 @@ def _save(out: Path, step: int, parts: dict[str, Any], keep: int) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as the latter
         reason = str(error).splitlines()[0]
         raise ClipagError(
-            f"The checkpoint of step {step} cannot be written to {out} ({reason}): make room and "
-            "give the same command again. The checkpoints before it are kept."
+            f"The checkpoint of step {step} could not be kept in {out} ({reason}): if the disk is "
+            "full, make room, and give the same command again. The checkpoints before it are there."
         ) from error
 
 

@@ -84,7 +84,7 @@ def towers():
 def test_gradcam_of_every_tower(name, tower, shape):
     tower = tower.eval().requires_grad_(False)
     x = images(2, 48)
-    layer, as_maps = explain.features_of(tower.visual)
+    layer, as_maps = explain.default_layer(tower.visual)
     kept = []
     handle = layer.register_forward_hook(lambda *call: kept.append(call[2]))
     tower.encode_image(normalize(x))

@@ -123,6 +123,11 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
     image = torch.rand(1, 3, 224, 224)
     assert back.name == model.name
     assert torch.allclose(back.encode_image(image), model.encode_image(image), atol=1e-4)
+    same(clip.load_clipag(folder / "model.safetensors"), back)
+    # A name that other libraries have for their files too.
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(clip.ClipagError, match=r"model\.safetensors"):
+        clip.load_clipag(folder / "model.safetensors")
 
 
 def test_a_model_made_by_openais_constructor_is_saved(tmp_path):

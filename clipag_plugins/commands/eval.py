@@ -365,7 +365,7 @@ def _measure(
         network = evaluation.inception("logits_unbiased", options.inception)
         for label, rows in report.columns.items():
             images = evaluation.batches(paths[label], 299, options.batch)
-            value = evaluation.inception_score(images, network)
+            value = evaluation.inception_score(images, network, device=device)
             rows.append(evaluation.Row("IS", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_distance() -> None:
@@ -379,7 +379,7 @@ def _measure(
             ours, theirs = (
                 evaluation.batches(side, 299, options.batch) for side in (paths[label], real)
             )
-            value = evaluation.fid(ours, theirs, network)
+            value = evaluation.fid(ours, theirs, network, device)
             rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_lpips() -> None:
@@ -388,7 +388,7 @@ def _measure(
                 evaluation.batches([paths[label][i] for i in side], 224, options.batch)
                 for label, side in zip((a, b), _same_prompts(pictures[a], pictures[b]), strict=True)
             )
-            values = 100 * evaluation.lpips(ours, theirs)
+            values = 100 * evaluation.lpips(ours, theirs, device)
             report.columns[a].append(evaluation.mean("LPIPS × 100", f"AlexNet, to {b}", values))
 
     measures: dict[str, Callable[[], None]] = {
