@@ -1,6 +1,6 @@
 """CLIPDraw judged by a model that did not guide: the paper's Table 1 in small.
 
-    python -m benchmarks.clipdraw --strokes 64 --steps 100    # the whole table and the figure
+    python -m benchmarks.clipdraw --strokes 64 --steps 60     # the whole table and the figure
     python -m benchmarks.clipdraw --prompts 2                 # the first 2 prompts, not kept
 
 Draws the 100 seen prompts with the vanilla and the CLIPAG tower, without and with the notebook's
@@ -18,11 +18,11 @@ import torch
 
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.integrations import clipdraw, renderer
+from clipag_plugins.integrations import clipdraw
 from clipag_plugins.model import ClipagModel, load_clipag
 
-from . import evaluator
-from .quality import digest_of, judged, pictures_of, write_figure, write_results
+from . import evaluator, keep_table
+from .quality import digest_of_package, judged, pictures_of, write_figure
 
 FIGURE = Path("examples/clipdraw.png")
 # In the order of Table 1.
@@ -47,13 +47,12 @@ def drawn(
 
 def main(options: argparse.Namespace) -> None:
     """Draw, judge, and write table and figure."""
-    judge = evaluator.load()
+    judge, digest = evaluator.load(), digest_of_package()
     every = read_concepts(SPLIT_FOLDER / "seen.txt")
     prompts = every[: options.prompts]
     rows, folders = [], []
     for name, augment in SETTINGS:
-        made_by = digest_of(name, clipdraw, renderer)
-        run = f"{name}-{made_by}-{options.strokes}-{options.steps}-{options.seed}"
+        run = f"{name}-{digest}-{options.strokes}-{options.steps}-{options.seed}"
         folder = options.work / run / ("augmentation" if augment else "no augmentation")
         folders.append(folder)
         facts = {"model": name, "augmentation": "yes" if augment else "no"}
@@ -66,7 +65,7 @@ def main(options: argparse.Namespace) -> None:
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         settings = {key: vars(options)[key] for key in ("seed", "strokes", "steps")}
-        write_results("clipdraw", settings, rows)
+        keep_table("clipdraw", settings, rows)
 
 
 if __name__ == "__main__":

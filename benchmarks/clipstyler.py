@@ -34,16 +34,16 @@ from kornia.metrics import ssim
 from torch import Tensor
 from tqdm import tqdm
 
-from clipag_plugins import guide, views
-from clipag_plugins.files import write_beside, write_json
-from clipag_plugins.integrations import clipstyler, perceptual, style_network
+from clipag_plugins import views
+from clipag_plugins.files import write_beside
+from clipag_plugins.integrations import clipstyler
 from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.model import load_clipag
 from clipag_plugins.sampler import read_square, save_png, to_pil
 from clipag_plugins.sheet import sheet
 
-from . import evaluator
-from .quality import RESULTS, digest_of
+from . import evaluator, keep, keep_table
+from .quality import digest_of_package
 
 FIGURE = Path("examples/clipstyler.png")
 # NASA, public domain; Rachel Michetti, CC0; Stéfan van der Walt, CC0: all in scikit-image's wheel.
@@ -66,8 +66,7 @@ def styled(
     name: str, text: str, model: str, canvas: str, losses: Losses, options: argparse.Namespace
 ) -> Tensor:
     """Return a photo (3, side, side) in a style, made now or found in `options.work`."""
-    made_by = digest_of(model, clipstyler, perceptual, style_network, guide, views)
-    run = f"{model}-{made_by}-{options.side}-{options.steps}-{options.seed}"
+    run = f"{model}-{digest_of_package()}-{options.side}-{options.steps}-{options.seed}"
     folder = options.work / run / canvas
     folder.mkdir(parents=True, exist_ok=True)
     terms = "-".join(str(value) for value in vars(losses).values())
@@ -104,16 +103,9 @@ class Judge:
         return {"style": gain, "content": ssim(grey, grey_before, 11).mean().item()}
 
 
-def write_table(name: str, rows: list[dict[str, object]], options: argparse.Namespace) -> None:
-    """Keep rows as {name}.json and as the table {name}.md."""
-    settings = {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
-    write_json(RESULTS / f"{name}.json", {**settings, "rows": rows})
-    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-    for row in rows:
-        cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    with write_beside(RESULTS / f"{name}.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+def settings_of(options: argparse.Namespace) -> dict[str, object]:
+    """Return the settings that all of a table's rows have."""
+    return {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
 
 
 def mean_of(
@@ -159,7 +151,7 @@ def curve(options: argparse.Namespace) -> None:
                 facts = {"canvas": canvas, "model": model, "strength": strength}
                 rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
-    write_table("clipstyler", rows, options)
+    keep_table("clipstyler", settings_of(options), rows)
 
 
 def terms(options: argparse.Namespace) -> None:
@@ -184,12 +176,12 @@ def terms(options: argparse.Namespace) -> None:
                 facts = {"canvas": canvas, "model": model, "terms": name}
                 rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
-    write_table("clipstyler_terms", rows, options)
+    keep_table("clipstyler_terms", settings_of(options), rows)
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Print how long a whole process takes, and its most memory, beside `import torch`'s."""
-    figures: dict[str, float] = {}
+    """Time whole processes beside `import torch`, and measure their most memory."""
+    figures: dict[str, float] = {"steps": options.steps}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
@@ -211,7 +203,7 @@ def speed(options: argparse.Namespace) -> None:
                 figures[f"{side} x {side}, {canvas}, s"] = round(seconds, 1)
                 figures[f"{side} x {side}, {canvas}, processor s"] = round(busy, 1)
         figures["most memory, MB"] = round(after.ru_maxrss / 1024)
-    print(json.dumps({"steps": options.steps, **figures}, indent=1))
+    keep("clipstyler_speed", figures)
 
 
 if __name__ == "__main__":

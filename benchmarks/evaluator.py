@@ -27,6 +27,8 @@ from clipag_plugins.finetune import checkpoint, corpus
 from clipag_plugins.finetune.image import Pictures
 from clipag_plugins.model import INPUT_RESOLUTION
 
+from . import keep
+
 WEIGHTS = Path(__file__).parent / "evaluator.safetensors"
 SIDE = 96
 BATCH = 64
@@ -173,7 +175,7 @@ def train(work: Path, seed: int) -> None:
     }
     with write_beside(WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"captions": json.dumps(captions)})
-    print(json.dumps(report, indent=1))
+    keep("evaluator", report)
 
 
 def measure(

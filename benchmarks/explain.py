@@ -20,7 +20,6 @@ is how held-out pictures were first measured, by similarity alone; the rest was 
 
 import argparse
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,14 +32,14 @@ from tqdm import tqdm
 from clipag_plugins.attack import Linf, pgd
 from clipag_plugins.evaluation import mean
 from clipag_plugins.explain import CAMS, contrast_targets, heat_maps
-from clipag_plugins.files import slug, write_beside
+from clipag_plugins.files import slug
 from clipag_plugins.finetune import corpus
 from clipag_plugins.guide import Guide, text_target
 from clipag_plugins.model import load_clipag
 from clipag_plugins.sampler import save_png, to_pil
 from clipag_plugins.stages import stages
 
-from . import RESULTS
+from . import keep
 
 SIDE, LEAST, MOST = 96, 0.6, 0.8
 THREAT = Linf(8 / 255, 20, 1 / 255)
@@ -168,7 +167,7 @@ def choose(options: argparse.Namespace) -> None:
             **{f"{k[0]}, {k[4]}, {k[5]}": round(v, 1) for k, v in mine.items()},
         }
     best = dict(sorted(ranked.items(), key=lambda item: -item[1]["mean"]))
-    write(RESULTS / "train" / "explain.json", {**facts_of(options, masks), **best})
+    keep("train/explain", {**facts_of(options, masks), **best})
 
 
 def main(options: argparse.Namespace) -> None:
@@ -193,16 +192,7 @@ def main(options: argparse.Namespace) -> None:
             vanilla, clipag = (of[name, state] for name in MODELS)
             figures[f"clipag-mini ahead by, {state}"] = interval(clipag - vanilla)
         report[f"{method} of {target}: {measure}"] = figures
-    write(RESULTS / "explain.json", report)
-
-
-def write(path: Path, report: dict[str, object]) -> None:
-    """Print figures and keep them."""
-    text = json.dumps(report, indent=1)
-    print(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as temporary:
-        temporary.write_text(text + "\n")
+    keep("explain", report)
 
 
 def interval(values: Tensor) -> list[float | None]:

@@ -1,6 +1,6 @@
 """How fast adversarial fine-tuning is, beside a straightforward implementation.
 
-    python -m benchmarks.finetune --out build/finetune.json
+    python -m benchmarks.finetune
     python -m benchmarks.finetune --memory --work build/weights
 
 The peer, in the same run and on the same weights: open_clip's ViT-B/32 (or the mini towers) in
@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.attack import L2
-from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import config, train
 from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
 from clipag_plugins.finetune.objectives import Clipag, embed_texts
 from clipag_plugins.model import ClipagModel, normalize
 from clipag_plugins.tokenizer import tokenize
+
+from . import RESULTS, keep
 
 ATTACK_STEPS, EPS = 5, 1.5
 CAPTION = "a photo of thing number {} on a table"
@@ -194,10 +195,9 @@ def memory(work: Path, batch: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print the figures as JSON, and keep them beside those of other runs if asked to."""
+    """Measure one thing, and keep the figures beside those of other runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=2, help="after one to warm up; 0: that one")
     parser.add_argument("--models", nargs="*", default=["clip-mini", "ViT-B-32"])
     parser.add_argument("--processes", action="store_true", help="two processes against one")
@@ -213,13 +213,11 @@ def main() -> None:
         sizes = {"clip-mini": 64}
         found = {"threads": 1, "load": os.getloadavg()[0]}
         found |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
-    print(json.dumps(found, indent=2))
-    if options.out:
-        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-        for key, value in found.items():
-            kept[key] = {**kept.get(key, {}), **value} if isinstance(value, dict) else value
-        with write_beside(options.out) as temporary:
-            temporary.write_text(json.dumps(kept, indent=2) + "\n")
+    before = RESULTS / "finetune.json"
+    kept = json.loads(before.read_text()) if before.exists() else {}
+    for key, value in found.items():
+        kept[key] = {**kept.get(key, {}), **value} if isinstance(value, dict) else value
+    keep("finetune", kept)
 
 
 if __name__ == "__main__":

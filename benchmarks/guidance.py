@@ -11,7 +11,7 @@ import sys
 
 from clipag_plugins.cli import main
 
-from .quality import RESULTS
+from . import RESULTS
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "--out", str(RESULTS / "guidance.json"), *sys.argv[1:]]))

@@ -31,8 +31,7 @@ from clipag_plugins.pag import judged_score
 from clipag_plugins.sampler import save_png, to_pil, upright
 from clipag_plugins.smoothing import smooth
 
-from . import evaluator
-from .quality import RESULTS
+from . import RESULTS, evaluator
 
 SIDE, ROUNDS, SAMPLES = 64, 5, 16
 SIGMAS = (0.15, 0.3, 0.5, 1.0)

@@ -16,23 +16,21 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 from PIL import Image
 
-from clipag_plugins import sampler
+import clipag_plugins
+from clipag_plugins import integrations
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.evaluation import draw_missing, similarities_and_ranks
-from clipag_plugins.files import write_beside, write_json
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.guide import text_target
 from clipag_plugins.hub import embedded_config
 from clipag_plugins.model import ClipagModel, load_clipag
 from clipag_plugins.sampler import from_pil, read_picture, sample, starting_images
 
-from . import RESULTS, evaluator
+from . import evaluator, keep_table
 from .contact_sheet import write_sheet
 
 BATCH = 10
@@ -77,34 +75,18 @@ def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -
     }
 
 
-def digest_of(model_name: str, *sources: ModuleType) -> str:
+def digest_of_package() -> str:
     """Name the very weights and code that make a picture: no old one is judged as new."""
-    made_by = embedded_config()["models"][model_name]["image"]["sha256"].encode()
-    for source in sources:
-        made_by += Path(str(source.__file__)).read_bytes()
-    return hashlib.sha256(made_by).hexdigest()[:12]
-
-
-def write_results(name: str, settings: dict[str, int], rows: list[dict[str, Any]]) -> None:
-    """Keep rows of text, then judgements, as {name}.json and as the table {name}.md."""
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{name}.json", {**settings, "rows": rows})
-    texts = [key for key, value in rows[0].items() if isinstance(value, str)]
-    lines = [
-        f"| {' | '.join(rows[0])} |",
-        "|---" * len(rows[0]) + "|",
-    ]
-    for r in rows:
-        words = " | ".join(r[text] for text in texts)
-        shares = f"{r['R-Prec']:.0%} | {r['top 5']:.0%} | {r['similarity']:.3f}"
-        lines.append(f"| {words} | {shares} |")
-    with write_beside(RESULTS / f"{name}.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    made_by = hashlib.sha256(json.dumps(embedded_config(), sort_keys=True).encode())
+    for package in (clipag_plugins, integrations):
+        for source in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            made_by.update(source.read_bytes())
+    return made_by.hexdigest()[:12]
 
 
 def main(options: argparse.Namespace) -> None:
     """Draw, judge, and write the table."""
-    judge = evaluator.load()
+    judge, digest = evaluator.load(), digest_of_package()
     rows = []
     for kind in ("seen", "unseen"):
         every = read_concepts(SPLIT_FOLDER / f"{kind}.txt")
@@ -116,7 +98,6 @@ def main(options: argparse.Namespace) -> None:
                 ("augmentation", partial(drawn, model, options.seed, None, 1)),
                 ("defaults", partial(drawn, model, options.seed, None, None)),
             ):
-                digest = digest_of(name, sampler)
                 folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
                 prompts = every[: options.prompts]
                 facts = {"prompts": kind, "model": name, "setting": setting}
@@ -124,7 +105,7 @@ def main(options: argparse.Namespace) -> None:
                 rows.append({**facts, **judged(judge, images, every)})
                 print(json.dumps(rows[-1]), flush=True)
     if options.prompts == 100:
-        write_results("quality", {"seed": options.seed}, rows)
+        keep_table("quality", {"seed": options.seed}, rows)
 
 
 def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:

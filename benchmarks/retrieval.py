@@ -8,14 +8,12 @@ corpus and the text tower in the work folder: the first two stages of `make weig
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from clipag_plugins.files import write_json
 from clipag_plugins.finetune.image import Trainer
 from clipag_plugins.model import load_clipag
 
-from . import RESULTS
+from . import keep
 
 
 def main(work: Path) -> None:
@@ -29,9 +27,7 @@ def main(work: Path) -> None:
             f"top 10, eps {eps}": trainer.retrieval(visual.tower, side, eps)
             for eps in (0.0, 1.0, 3.0)
         }
-    RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "retrieval.json", report)
-    print(json.dumps(report, indent=1))
+    keep("retrieval", report)
 
 
 if __name__ == "__main__":

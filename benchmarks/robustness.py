@@ -18,8 +18,8 @@ from clipag_plugins.files import slug
 from clipag_plugins.finetune import corpus
 from clipag_plugins.sampler import upright
 
+from . import RESULTS
 from .pag import first_of_each
-from .quality import RESULTS
 
 
 def write_folders(work: Path, folder: Path, pictures: int) -> None:

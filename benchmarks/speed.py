@@ -6,12 +6,13 @@ Times `clipag generate "a red apple"` as a whole process, and one that only impo
 it, as the named peer of the same run. What follows the start is timed by `clipag bench`.
 """
 
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+
+from . import keep
 
 
 def seconds(*command: str) -> float:
@@ -27,7 +28,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Time the processes."""
     torch = seconds("-c", "import torch")
     with tempfile.TemporaryDirectory() as folder:
         draw = ("-m", "clipag_plugins", "generate", "a red apple", "--out", folder)
@@ -46,7 +47,7 @@ def main() -> None:
         "peak memory with 64 views, MB": round(one),
         "peak memory with 8 x 64 views, MB": round(eight),
     }
-    print(json.dumps(figures, indent=1))
+    keep("speed", figures)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from clipag_plugins.integrations.renderer import over, render_paths
 
+from . import keep
+
 SIDE = 224
 WHITE = torch.ones(3)
 SCENES = [("torch", 256, 1.0), ("torch", 1024, 1.0), ("torch", 256, 10.0), ("dense", 256, 1.0)]
@@ -136,7 +138,7 @@ def measure(renderer: str, count: int, radius: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Measure every scene in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scene", nargs=3, help=argparse.SUPPRESS)
@@ -158,7 +160,7 @@ def main() -> None:
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         name = f"{renderer}, {count} strokes, {2 * radius:g} pixels wide"
         figures[name] = json.loads(printed)
-    print(json.dumps(figures, indent=1))
+    keep("strokes", figures)
 
 
 if __name__ == "__main__":

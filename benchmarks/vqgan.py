@@ -20,13 +20,13 @@ from torch import nn
 
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.integrations import cutouts, vqgan
+from clipag_plugins.integrations import vqgan
 from clipag_plugins.integrations.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan_weights import load_vqgan
 from clipag_plugins.model import ClipagModel, load_clipag, normalize
 
-from . import evaluator
-from .quality import digest_of, judged, pictures_of, write_figure, write_results
+from . import evaluator, keep, keep_table
+from .quality import digest_of_package, judged, pictures_of, write_figure
 
 FIGURE = Path("examples/vqgan.png")
 REPEATS = 10
@@ -42,7 +42,7 @@ def seconds(work: Callable[[], torch.Tensor]) -> float:
 
 
 def timed(options: argparse.Namespace) -> None:
-    """Print the time of a drawing and of a step's parts as JSON."""
+    """Time a drawing and a step's parts."""
     steps, side = options.steps, options.side
     model, drawing, views = load_clipag(), load_vqgan(), Cutouts(options.views)
     vqgan.draw(
@@ -71,7 +71,7 @@ def timed(options: argparse.Namespace) -> None:
         "views": views.count,
         "threads": torch.get_num_threads(),
     }
-    print(json.dumps(figures, indent=1))
+    keep("vqgan_speed", figures)
 
 
 def drawn(
@@ -93,14 +93,13 @@ def drawn(
 
 def compare(options: argparse.Namespace) -> None:
     """Draw with both models, judge, and write table and figure."""
-    judge = evaluator.load()
+    judge, digest = evaluator.load(), digest_of_package()
     every = read_concepts(SPLIT_FOLDER / "seen.txt")
     prompts = every[: options.prompts]
     rows, folders = [], []
     for name in ("clip-mini", "clipag-mini"):
-        made_by = digest_of(name, vqgan, cutouts)
         settings = f"{options.steps}-{options.side}-{options.views}-{options.seed}"
-        folder = options.work / f"{name}-{made_by}-{settings}"
+        folder = options.work / f"{name}-{digest}-{settings}"
         folders.append(folder)
         draw = partial(drawn, load_clipag(name), load_vqgan(), options)
         images = pictures_of(draw, prompts, folder, {"seed": options.seed}, batch=1)
@@ -110,7 +109,7 @@ def compare(options: argparse.Namespace) -> None:
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         kept = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
-        write_results("vqgan", kept, rows)
+        keep_table("vqgan", kept, rows)
 
 
 if __name__ == "__main__":
