@@ -14,13 +14,16 @@ from pathlib import Path
 def write_beside(target: Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; rename it to `target` on success.
 
+    The folder is made if it is only the last of its path that is missing.
+
     The block may write a file or make a folder at the path it is given. When it raises,
     the temporary is removed and whatever stood at `target` is untouched.
 
     Raises:
-        OSError: the folder of `target` is missing or not writable.
+        OSError: the folder of `target` can be neither made nor written to.
     """
     target = Path(target)
+    target.parent.mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".clipag-", dir=target.parent))
     # The file keeps its name inside the temporary folder: writers read the format off it.
     temporary = folder / target.name

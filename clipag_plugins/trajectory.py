@@ -22,7 +22,6 @@ class Frames:
     """
 
     def __init__(self, folder: Path, name: str):
-        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.name = name
 
@@ -58,7 +57,6 @@ class Trajectory:
 
         `images` are those that were kept of the ascent's, `rows` says which (default: all).
         """
-        folder.mkdir(exist_ok=True)
         written = []
         kept = range(len(images)) if rows is None else rows
         for number, image, name in zip(kept, images, names, strict=True):

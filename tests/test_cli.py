@@ -22,10 +22,13 @@ def test_a_picture_with_its_facts(run, tmp_path):
 
 
 def test_several_prompts_and_a_trajectory(run, tmp_path):
-    result = run("generate", "a castle", "a castle", *FAST, "--trajectory", "steps")
+    result = run(
+        "generate", "a castle", "a castle", *FAST, "--out", "pictures/", "--trajectory", "steps"
+    )
     assert result.returncode == 0, result.stderr
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"a-castle-0.png", "a-castle-0-2.png", "steps"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "steps"}
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"a-castle-0.png", "a-castle-0-2.png"}
     written = {path.name for path in (tmp_path / "steps").iterdir()}
     assert {"a-castle-0-start.png", "a-castle-0-middle.png", "a-castle-0-end.png"} <= written
     assert Image.open(tmp_path / "steps" / "a-castle-0.gif").n_frames >= 2
@@ -61,7 +64,10 @@ def bomb(path):
         (["apple", "--model", "clipag-maxi"], "clipag-mini"),
         (["apple", "--model", "cut.safetensors"], "cut.safetensors"),
         (["apple", "--out", "missing/apple.png"], "missing"),
-        (["apple", "--out", "missing/"], "missing"),
+        (["apple", "--out", "missing/deeper/"], "missing/deeper"),
+        (["apple", "--out", "new/", "--steps", "0"], "steps is 0"),
+        (["apple", "--out", "photo.png", "--init", "photo.png"], "would replace"),
+        (["apple", "--out", ".", "--seed", "1", "--init", "apple-1.png"], "would replace"),
         (["apple", "--out", "apple.xyz"], ".xyz"),
         (["apple", "pear", "--out", "both.png"], "both.png"),
         (["apple", "--trajectory", "missing/steps"], "missing"),
@@ -82,6 +88,8 @@ def test_bad_input_is_one_sentence(run, tmp_path, arguments, says):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     bomb(tmp_path / "bomb.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "apple-1.png").symlink_to("photo.png")
     (tmp_path / "apple-5.png").mkdir()
     before = sorted(tmp_path.iterdir())
     result = run("generate", *arguments)

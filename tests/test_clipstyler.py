@@ -422,7 +422,7 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
         (["style", "moving.gif", "a fire"], "is an animation"),
         (["style", "empty", "a fire", "--out", "o"], "There is no picture in empty"),
         (["style", "p.png", "one.png", "a fire"], "--out must name a folder"),
-        (["style", "p.png", "a fire", "--out", "p.png"], "would replace the photo"),
+        (["style", "p.png", "a fire", "--out", "p.png"], "would replace"),
         (["style", "p.png", "p.gif", "a fire", "--out", "o"], "both become"),
         (["style", "p.png", "a fire", "--out", "o.jpg"], "written as .png"),
         (["style", "p.png", "a fire", "--size", "5"], "size is 5"),

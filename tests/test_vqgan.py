@@ -531,10 +531,13 @@ def test_generate_pys_own_options(tmp_path, monkeypatch):
         (["a", "--vqgan", "none.ckpt"], "no VQGAN called"),
         (["a", "--init", "none.png"], "no picture at"),
         (["a", "--frames", "no/where"], "There is no folder"),
+        (["a", "--init", "photo.png", "--out", "photo.png"], "would replace"),
+        (["a", "-ip", "red.png:2 | photo.png:1", "--out", "photo.png"], "would replace"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, says):
     pair(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     chosen = [] if "--vqgan" in arguments else ["--vqgan", "m.ckpt"]
     assert main(["vqgan", *arguments, *chosen]) == 2

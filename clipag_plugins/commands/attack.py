@@ -72,7 +72,8 @@ def threat_model(options: argparse.Namespace) -> "ThreatModel":
 
 
 def _run(options: argparse.Namespace) -> int:
-    (path,) = output_paths([(f"attack {options.text}", options.seed)], options.out, ".png")
+    named = [(f"attack {options.text}", options.seed)]
+    (path,) = output_paths(named, options.out, ".png", [options.image])
 
     import torch
 

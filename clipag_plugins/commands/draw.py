@@ -1,10 +1,16 @@
 """clipag draw: CLIPDraw's strokes."""
 
 import argparse
-from pathlib import Path
 
-from ..errors import ClipagError
-from .options import Commands, add_picture_options, choose_device, code_of, command, plan
+from .options import (
+    Commands,
+    add_picture_options,
+    choose_device,
+    code_of,
+    command,
+    need_target,
+    plan,
+)
 
 EXAMPLES = """\
 examples:
@@ -63,11 +69,7 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     seeds, drawn, outputs = plan(options, ".svg")
     for path in outputs:
-        beside = path.with_suffix(".png")
-        if beside.is_dir():
-            raise ClipagError(f"{beside} is a folder: move it, or name another --out.")
-        if beside.exists() and Path(options.init).exists() and beside.samefile(options.init):
-            raise ClipagError(f"{beside} would replace what it starts from: name another --out.")
+        need_target(path.with_suffix(".png"), [options.init])
 
     import torch
 

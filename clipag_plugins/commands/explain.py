@@ -77,7 +77,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    (path,) = output_paths([(f"explain {options.text}", options.seed)], options.out, ".png")
+    named = [(f"explain {options.text}", options.seed)]
+    (path,) = output_paths(named, options.out, ".png", [options.image])
 
     import torch
 
@@ -116,7 +117,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _pag(options: argparse.Namespace) -> int:
-    (path,) = output_paths([(f"pag {options.texts[0]}", options.seed)], options.out, ".png")
+    named = [(f"pag {options.texts[0]}", options.seed)]
+    (path,) = output_paths(named, options.out, ".png", [options.image])
     if len(options.models) != 2:
         raise ClipagError(
             f"--models names {len(options.models)}: give the vanilla model, which is also smoothed,"

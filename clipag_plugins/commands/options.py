@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -126,22 +126,31 @@ def plan(
         raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
     seeds = range(options.seed, options.seed + options.count)
     drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
-    outputs = output_paths(drawn, options.out, suffix)
+    outputs = output_paths(drawn, options.out, suffix, [options.init])
     need_place(options.trajectory)
     return seeds, drawn, outputs
 
 
-def output_paths(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str) -> list[Path]:
-    """Name one file for each prompt and seed, and make sure that it can be written."""
+def output_paths(
+    drawn: Sequence[tuple[str, int]],
+    out: Path | None,
+    suffix: str,
+    sources: Iterable[str | Path] = (),
+) -> list[Path]:
+    """Name one file for each prompt and seed, and make sure that it can be written.
+
+    None may replace one of the `sources`, which may also be words that are no files.
+    """
     if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
         if out.suffix.lower() != suffix:
             raise ClipagError(f"--out {out} ends in {out.suffix}: it is written as {suffix}.")
         need_folder(out.parent)
+        need_target(out, sources)
         return [out]
     folder = Path() if out is None else out
     if out is not None and len(drawn) > 1 and out.suffix.lower() == suffix and not out.is_dir():
         raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
-    need_folder(folder)
+    need_place(folder)
     paths: list[Path] = []
     for prompt, seed in drawn:
         name = slug(prompt) or "picture"
@@ -149,14 +158,23 @@ def output_paths(drawn: Sequence[tuple[str, int]], out: Path | None, suffix: str
         while path in paths:
             again += 1
             path = folder / f"{name}-{seed}-{again}{suffix}"
-        if path.is_dir():
-            raise ClipagError(f"{path} is a folder: move it, or name another --out.")
+        need_target(path, sources)
         paths.append(path)
     return paths
 
 
+def need_target(path: Path, sources: Iterable[str | Path] = ()) -> None:
+    """Make sure that a file to be written is no folder, and none of what it is made from."""
+    if path.is_dir():
+        raise ClipagError(f"{path} is a folder: move it, or name another --out.")
+    # os.path, not Path: a source may be a word that is too long for a file's name.
+    if any(os.path.exists(source) and path.exists() and path.samefile(source)  # noqa: PTH110
+           for source in sources):  # fmt: skip
+        raise ClipagError(f"{path} would replace what it is made from: name another --out.")
+
+
 def need_place(folder: Path | None) -> None:
-    """Make sure that a folder that was asked for can be written to, or made."""
+    """Make sure that a folder that was asked for can be written to, or be made when it is."""
     if folder is not None:
         need_folder(folder if folder.exists() else folder.parent)
 

@@ -16,6 +16,7 @@ from .options import (
     command,
     need_folder,
     need_place,
+    need_target,
     output_paths,
     seed_number,
 )
@@ -275,10 +276,7 @@ def _plan(
         if path in seen:
             raise ClipagError(f"{seen[path]} and {photo} would both become {path}: rename one.")
         seen[path] = photo
-        if path.is_dir():
-            raise ClipagError(f"{path} is a folder: move it, or name another --out.")
-        if path.exists() and photo.exists() and path.samefile(photo):
-            raise ClipagError(f"{path} would replace the photo itself: name another --out.")
+        need_target(path, [photo])
     return photos, outputs
 
 
@@ -337,7 +335,6 @@ def _save(
     picture = to_pil(image)
     if alpha is not None:
         picture.putalpha(alpha)
-    path.parent.mkdir(exist_ok=True)
     save_png(picture, path, facts)
     print(path)
 

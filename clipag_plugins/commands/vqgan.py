@@ -85,20 +85,24 @@ def _run(options: argparse.Namespace) -> int:
     prompts = prompts or [""]
     if len(options.size) > 2:
         raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
-    outputs = output_paths([(prompt, options.seed) for prompt in prompts], options.out, ".png")
+    from ..integrations.prompts import parse_prompts, parse_scenes
+
+    for prompt in prompts:
+        parse_scenes(prompt or options.image_prompts)
+    pictures = parse_prompts(options.image_prompts) if options.image_prompts else []
+    sources = [picture.text for picture in pictures] + [options.init or ""]
+    named = [(prompt, options.seed) for prompt in prompts]
+    outputs = output_paths(named, options.out, ".png", sources)
     need_place(options.trajectory)
     need_place(options.frames)
 
     from ..integrations import vqgan
     from ..integrations.cutouts import Cutouts
-    from ..integrations.prompts import parse_scenes
     from ..integrations.vqgan_weights import load_vqgan
     from ..model import load_clipag
     from ..sampler import save_png, to_pil
     from ..trajectory import Frames, Trajectory
 
-    for prompt in prompts:
-        parse_scenes(prompt or options.image_prompts)
     drawing = load_vqgan(options.vqgan, options.vqgan_config)
     settings = vqgan.settings_for(drawing)
     init = settings.init if options.init is None else options.init

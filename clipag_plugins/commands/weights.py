@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import ClipagError
-from .options import Commands, command, need_folder
+from .options import Commands, command, need_folder, need_target
 
 MODELS_EXAMPLES = """\
 examples:
@@ -74,11 +74,10 @@ def _convert(options: argparse.Namespace) -> int:
     out = options.file.with_suffix(".safetensors") if options.out is None else options.out
     if not options.file.is_file():
         raise ClipagError(f"There is no file {options.file}: name a checkpoint.")
-    if out.suffix != ".safetensors" or out.is_dir():
+    if out.suffix != ".safetensors":
         raise ClipagError(f"--out {out} does not end in .safetensors, which is what is written.")
-    if out.exists() and out.samefile(options.file):
-        raise ClipagError(f"{out} would replace what it is made from: name another --out.")
     need_folder(out.parent)
+    need_target(out, [options.file])
 
     from .. import hub
 
