@@ -31,4 +31,4 @@ def keep_table(
     for row in rows:
         lines.append(f"| {' | '.join(cell(*pair) for pair in row.items())} |")
     with write_beside(RESULTS / f"{name}.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -59,7 +59,7 @@ def by_pictures(work: Path, split: str, count: int | None, more: Sequence[str]) 
         picture = upright(Image.fromarray(pixels[row.index]))
         save_png(picture, folder / f"{row.index}.png", {"prompt": row.caption})
     prompts = folder / "captions.txt"
-    prompts.write_text("".join(f"{row.caption}\n" for row in chosen))
+    prompts.write_text("".join(f"{row.caption}\n" for row in chosen), encoding="utf-8")
     side = load_clipag().visual.native_size
     return clipag(
         ["eval", "pag", str(folder), "--prompts", str(prompts), "--size", str(side),

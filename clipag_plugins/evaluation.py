@@ -124,7 +124,7 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{name}.json", asdict(self))
         with write_beside(folder / f"{name}.md") as temporary:
-            temporary.write_text(self.table() + "\n")
+            temporary.write_text(self.table() + "\n", encoding="utf-8")
 
     def table(self) -> str:
         """Return a Markdown table, a line for each metric and judge, and the notes below it."""
@@ -542,13 +542,13 @@ def draw_missing(
     settings = json.dumps({**facts, "prompts": list(prompts)}, indent=1, default=str)
     lock = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if lock.exists() and lock.read_text() != settings:
+    if lock.exists() and lock.read_text(encoding="utf-8") != settings:
         raise ClipagError(
             f"The pictures in {folder} were drawn with other settings or prompts: name another "
             "folder, or remove it."
         )
     with write_beside(lock) as temporary:
-        temporary.write_text(settings)
+        temporary.write_text(settings, encoding="utf-8")
     mine = [i for i in range(len(prompts)) if i % world == rank]
     missing = [i for i in mine if not (folder / f"{i:05}.png").exists()]
     for first in tqdm(

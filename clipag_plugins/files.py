@@ -42,7 +42,7 @@ def write_beside(target: Path) -> Iterator[Path]:
 def write_json(target: Path, value: object) -> None:
     """Write a value as JSON that people can read."""
     with write_beside(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def slug(text: str) -> str:

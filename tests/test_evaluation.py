@@ -1,6 +1,7 @@
 """Metrics against computations by hand and against other libraries, and what `clipag eval` says."""
 
 import json
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,24 @@ def test_rivals_by_aesthetics(folder, capsys):
     )
     assert ours["preference"] + rivals["preference"] == pytest.approx(100)
     assert ours["aesthetics"] != rivals["aesthetics"]
+
+
+def test_a_report_is_utf_8_in_any_locale(tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        evaluation.Report({"ours": []}, ["LPIPS × 100"]).write(tmp_path, "drawings")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert "LPIPS × 100" in (tmp_path / "drawings.md").read_text(encoding="utf-8")
+
+
+def test_table1_cuts_long_prompts(folder):
+    (folder / "prompts.txt").write_text("a dog\n" + "a long " * 90 + "\n")
+    small = ["--judge", "clip-mini", "--steps", "1", "--strokes", "2", "--device", "cpu"]
+    assert main(["eval", "table1", "--prompts", "prompts.txt", *small]) == 0
+    for label in ("clip-mini-no-aug", "clip-mini-aug", "clipag-mini-no-aug", "clipag-mini-aug"):
+        assert len([*(folder / "evaluation" / label).glob("*.png")]) == 2
 
 
 def test_table2_goes_on_where_it_stopped(folder, capsys):

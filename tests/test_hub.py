@@ -518,7 +518,8 @@ def test_no_flipped_bit_gets_past_a_known_checksum(here):
 # The command line
 
 
-def test_models(run):
+def test_models(run, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
     listed = run("models")
     assert listed.returncode == 0 and listed.stdout.count("embedded") == 3
     assert "10446026" in run("models", "ViT-B/32").stdout

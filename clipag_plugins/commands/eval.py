@@ -254,7 +254,7 @@ def _table1(options: argparse.Namespace) -> int:
             evaluation.draw_missing(
                 lambda batch, model=model, augment=augment: clipdraw.draw(  # type: ignore[misc]
                     batch, model, strokes=options.strokes, steps=steps, seed=options.seed,
-                    augment=augment, progress=False,
+                    augment=augment, truncate=True, progress=False,
                 )[1],
                 prompts,
                 sets[label],
