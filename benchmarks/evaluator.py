@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import checkpoint, corpus
 from clipag_plugins.finetune.image import Pictures
-from clipag_plugins.model import INPUT_RESOLUTION
 
 from . import keep
 
@@ -40,7 +39,6 @@ class Evaluator(nn.Module):
     """Cosine classifier over captions: (B, 3, H, W) in [0, 1] → (B, captions) in [−1, 1]."""
 
     name = "evaluator"
-    side = INPUT_RESOLUTION
 
     def __init__(self, captions: list[str]):
         super().__init__()

@@ -26,7 +26,6 @@ class Judge(Protocol):
     """What judges pictures: embeddings whose products are similarities."""
 
     name: str
-    side: int  # of the pictures that it is given
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Return unit-length embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""

@@ -10,7 +10,6 @@ step and a picture's place in the batch, so no generator's state has to be kept.
 
 import copy
 import math
-import os
 import platform
 import sys
 import time
@@ -27,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from clipag_plugins import hub, precision
 from clipag_plugins.attack import L2, pgd
-from clipag_plugins.commands.options import choose_device, need_folder
+from clipag_plugins.commands.options import need_folder
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import build_towers
@@ -376,15 +375,6 @@ def machine(device: torch.device) -> str:
         return f"{count} × {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()
     return f"{count} process(es) of {threads} thread(s) on a {platform.machine()} CPU"
-
-
-def device_of(name: str | None) -> torch.device:
-    """Return a process' device: its own GPU where torchrun started several."""
-    device = choose_device(name)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-    return device
 
 
 if __name__ == "__main__":

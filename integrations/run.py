@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from ..commands.options import INTERRUPTED
 from ..errors import ClipagError
 from . import shims
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 NO_GPU = re.compile(r"not compiled with CUDA|No CUDA GPUs|no NVIDIA driver|cuda\.is_available\(\)")
 MAGIC = re.compile(r"^(\s*)(![^=]|%{1,2}[a-zA-Z]).*$", re.MULTILINE)
 FOREIGN = re.compile(r"\s*%%(bash|sh|html|javascript|js|latex|writefile|script|perl|ruby|svg)\b")

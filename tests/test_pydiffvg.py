@@ -533,7 +533,7 @@ def test_bad_input_is_named(pydiffvg, tmp_path):
 
 def test_what_is_missing_says_how_to_get_it(pydiffvg, monkeypatch):
     monkeypatch.setitem(sys.modules, "svgelements", None)
-    with pytest.raises(ClipagError, match=r"pip install clipag-plugins\[svg\]"):
+    with pytest.raises(ClipagError, match=r"pip install .clipag-plugins\[svg\]"):
         pydiffvg.from_svg_path("M0 0L1 1")
     if importlib.util.find_spec("ttools").origin is None:
         import ttools.modules

@@ -4,8 +4,15 @@ import argparse
 import os
 from pathlib import Path
 
-from ..errors import ClipagError
-from .options import DEVICE_HELP, INTERRUPTED, Commands, command, need_folder
+from ..errors import library
+from .options import (
+    DEVICE_HELP,
+    INTERRUPTED,
+    Commands,
+    choose_device,
+    command,
+    need_folder,
+)
 
 EXAMPLES = """\
 examples:
@@ -29,19 +36,13 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        from ..finetune import config as configs
-        from ..finetune import train
-    except ImportError as error:
-        raise ClipagError(
-            f"{error.name} is not installed: pip install 'clipag-plugins[finetune]'."
-        ) from error
-
+    configs = library("clipag_plugins.finetune.config", "finetune")
+    train = library("clipag_plugins.finetune.train", "finetune")
     config = configs.read(options.config, options.set)
     out = options.out or Path(Path(options.config).stem)
     need_folder(out if out.exists() else out.parent)
     try:
-        result = train.train(config, out, train.device_of(options.device))
+        result = train.train(config, out, choose_device(options.device))
     except KeyboardInterrupt:
         print(f"clipag: interrupted; the same command goes on from {out}.")
         return INTERRUPTED

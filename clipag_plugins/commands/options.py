@@ -102,16 +102,23 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str | None) -> "torch.device":
-    """Return the device that was asked for, or the best there is."""
+    """Return the device that was asked for, or the best there is.
+
+    Of several GPUs it is the first, or where torchrun started several processes, each one's own.
+    """
     import torch
 
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ClipagError(f"--device {name} cannot be used on this machine: try cpu.") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

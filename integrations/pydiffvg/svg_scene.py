@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 import torch
 from torch import Tensor
 
-from ...errors import ClipagError
+from ...errors import ClipagError, library
 from ..paints import LinearGradient, RadialGradient
 from .shapes import Circle, Color, Ellipse, Path, Polygon, Rect, Shape, ShapeGroup
 
@@ -37,7 +37,7 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         ClipagError: the file is not SVG or does not say its size, or svgelements is missing.
         OSError: the file cannot be read.
     """
-    svg = _svgelements()
+    svg = library("svgelements", "svg")
     try:
         root = ElementTree.parse(filename).getroot()
     except ElementTree.ParseError as error:
@@ -97,21 +97,12 @@ def from_svg_path(
         shape_to_canvas: (3, 3), a map of the points; None for none.
         force_close: close every part, by a line if need be.
     """
-    svg = _svgelements()
+    svg = library("svgelements", "svg")
     paths = _paths(svg, svg.Path(path_str), force_close)
     if shape_to_canvas is not None:
         for path in paths:
             path.points = _map(shape_to_canvas, path.points)
     return paths
-
-
-def _svgelements() -> ModuleType:
-    try:
-        import svgelements
-    except ImportError:
-        raise ClipagError("To read SVG: pip install clipag-plugins[svg].") from None
-    module: ModuleType = svgelements
-    return module
 
 
 def _tag(node: Element) -> str:
