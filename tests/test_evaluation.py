@@ -286,7 +286,7 @@ def labelled(model, count=100):
 
 
 def test_pgd_does_as_much_as_torchattacks(model):
-    torchattacks = pytest.importorskip("torchattacks")
+    torchattacks = pytest.importorskip("torchattacks", reason="`make test` installs it")
     classifier, images, labels = labelled(model, 100)
     threat = attack.Linf(4 / 255, 10, 1 / 255)
     ours = robustness.correct(classifier, images, labels, "pgd", threat).float().mean()
