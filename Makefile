@@ -24,6 +24,7 @@ weights: $(VENV)/installed-weights
 evaluator: $(VENV)/installed-weights
 	$(BIN)/python -m benchmarks.evaluator --work $(WORK)
 
+# The contact sheet. Under the other figures of README stand their commands.
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.contact_sheet
 
@@ -34,9 +35,16 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
+# torchattacks, which PGD is compared with, asks for the requests of 2020 and does not need them.
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1
+	touch $@
+
 $(VENV)/installed-%: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[$*]"
 	touch $@
 
+# Not build/weights: that took hours.
 clean:
-	rm -rf $(VENV) build apple.png
+	rm -rf $(VENV) apple.png

@@ -11,7 +11,7 @@ PGD that calls `loss.backward()`, weight gradients and all; and `texts kept`, wh
 texts once a batch. Ours is timed on one large batch too, and in four micro-batches, for
 which GradCache embeds most pictures once more. Times are CPU seconds of one thread, so that a
 busy machine does not blur the ratios. `--processes` times two processes of one thread against
-one of two, in wall time.
+one of two, in wall time. torchattacks is what `make test` installs.
 """
 
 import argparse

@@ -177,11 +177,17 @@ def from_config(
     return model
 
 
-def check_preprocessing(config: Mapping[str, Any], what: str) -> None:
+def check_preprocessing(config: Any, what: str) -> None:
     """Refuse models that are fed otherwise than with CLIP's mean and standard deviation."""
     for key, ours in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
-        theirs = config.get(key) or ours
-        if len(theirs) != 3 or any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+        try:
+            theirs = config.get(key) or ours
+            same = all(abs(a - b) <= 1e-3 for a, b in zip(theirs, ours, strict=True))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ClipagError(
+                f"The preprocess_cfg of {what} holds no mean and std of colours: fetch it again."
+            ) from error
+        if not same:
             raise ClipagError(
                 f"{what} wants its images with {key} {theirs}, but guidance feeds every model "
                 f"CLIP's {ours}: choose a model with CLIP's preprocessing."
@@ -198,13 +204,18 @@ def check_config(config: dict[str, Any], what: str) -> None:
         )
     if ":" in str(vision.get("timm_model_name")):
         raise ClipagError(f"{what} takes its image tower from elsewhere: choose another model.")
-    other_tokens = "hf_tokenizer_name" in text and text.get("vocab_size", 49408) != 49408
-    if "init_logit_bias" in config or other_tokens or text.get("vocab_size", 0) > 49408:
-        raise ClipagError(f"{what} is not trained on CLIP's tokens and loss: choose a CLIP.")
+    words, positions = text.get("vocab_size", 49408), text.get("context_length", 77)
+    if not isinstance(words, int):
+        raise ClipagError(f"{what} has the impossible setting vocab_size = {words!r:.40}.")
+    other_tokens = words > 49408 or ("hf_tokenizer_name" in text and words != 49408)
+    if "init_logit_bias" in config or other_tokens or positions != 77:
+        raise ClipagError(
+            f"{what} is not trained on CLIP's tokens, 77 a text, and CLIP's loss: choose a CLIP."
+        )
     for part in (config, vision, text):
         for key, value in part.items():
             for number in value if isinstance(value, list | tuple) else [value]:
-                most = DEEPEST if key == "layers" else LARGEST
+                most = DEEPEST if key in ("layers", "depths") else LARGEST
                 if isinstance(number, int | float) and not 0 <= number <= most:
                     raise ClipagError(f"{what} has the impossible setting {key} = {value}.")
 

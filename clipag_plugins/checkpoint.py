@@ -82,8 +82,6 @@ def _read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         serialization: Any = torch.serialization
-        if not hasattr(serialization, "get_unsafe_globals_in_checkpoint"):  # torch before 2.5
-            raise
         names = serialization.get_unsafe_globals_in_checkpoint(path)
         if not names or any(name.split(".")[0] not in TRAINERS for name in names):
             raise

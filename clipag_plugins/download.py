@@ -97,7 +97,7 @@ def hub_file(
     except errors.RemoteEntryNotFoundError:
         return None
     blob = path.resolve()
-    (home,) = (folder.parent for folder in path.parents if folder.name == "snapshots")
+    home = next(folder.parent for folder in path.parents if folder.name == "snapshots")
     if not blob.is_relative_to(home.resolve()):
         raise ClipagError(f"{path} points out of the cache, to {blob}: remove it and pull again.")
     # The cache names a blob after its checksum: SHA-256 for large files, git's for small ones.

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from . import architecture, checkpoint
 from .ascent import Ascent
 from .errors import ClipagError, library
 from .files import slug, write_beside, write_json
-from .guide import text_target
+from .guide import text_embeddings
 from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
 from .pag import Judge
 from .sampler import read_picture, read_square, save_png, to_pil
@@ -63,8 +64,7 @@ class ClipJudge:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit-length embeddings (N, D) of texts; what is over 77 tokens is cut."""
-        targets = [text_target(self.model, text, truncate=True) for text in texts]
-        return torch.stack([target.embedding.float().cpu() for target in targets])
+        return text_embeddings(self.model, texts, truncate=True).float().cpu()
 
 
 def fingerprint(model: ClipagModel) -> str:
@@ -304,21 +304,27 @@ def similarities_and_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[
     return torch.cat(similarity), torch.cat(rank)
 
 
-def judged(judge: Judge, images: Tensor, own: Tensor, prompts: Sequence[str]) -> list[Row]:
+def judged(judge: str, images: Tensor, texts: Tensor, own: Tensor) -> list[Row]:
     """Return similarity, CLIPScore, R-Prec and top 5, all in hundredths, of embedded pictures.
+
+    Args:
+        judge: whose embeddings they are.
+        images: unit-length embeddings (N, D).
+        texts: those of all prompts, (P, D).
+        own: the number of each picture's prompt, (N,).
 
     R-Prec is how often the judge finds the right prompt among all. CLIPScore is Hessel et al.'s
     ("CLIPScore", EMNLP 2021): 2.5 times the cosine, and not below 0. The paper's Tables 1 and 2
     give the similarity.
     """
-    similarity, rank = similarities_and_ranks(images, judge.embed_texts(prompts), own)
+    similarity, rank = similarities_and_ranks(images, texts, own)
     measures = {
         "similarity": similarity,
         "CLIPScore": 2.5 * similarity.clamp_min(0),
         "R-Prec": (rank == 0).float(),
         "top 5": (rank < 5).float(),
     }
-    return [mean(name, judge.name, 100 * values) for name, values in measures.items()]
+    return [mean(name, judge, 100 * values) for name, values in measures.items()]
 
 
 def mean(metric: str, judge: str, values: Tensor) -> Row:
@@ -377,19 +383,18 @@ class AestheticHead(nn.Sequential):
     """
 
     def __init__(self, path: Path):
+        if not path.is_file():
+            raise ClipagError(f"There is no file {path}: download {AESTHETIC_HEAD}.")
+        state = checkpoint.read(path)
+        layers = [key.removesuffix("weight") for key in state if key.endswith("weight")]
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            weights = [key for key in state if key.endswith("weight")]
-            super().__init__(*(nn.Linear(*state[key].shape[::-1]) for key in weights))
-            for layer, key in zip(self, weights, strict=True):
-                bias = state[key.removesuffix("weight") + "bias"]
-                layer.load_state_dict({"weight": state[key].float(), "bias": bias.float()})
-            if not weights or self[-1].out_features != 1:
+            super().__init__(*(nn.Linear(*state[f"{x}weight"].shape[::-1]) for x in layers))
+            for layer, x in zip(self, layers, strict=True):
+                own = {part: state[f"{x}{part}"] for part in ("weight", "bias")}
+                architecture.fill(layer, own, str(path))
+            if not layers or self[-1].out_features != 1:
                 raise ValueError("it does not end in one number")
-        except FileNotFoundError as error:
-            raise ClipagError(f"There is no file {path}: download {AESTHETIC_HEAD}.") from error
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
-                EOFError, _unpickling_error()) as error:  # fmt: skip
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ClipagError(
                 f"{path} is no aesthetic predictor: download {AESTHETIC_HEAD}."
             ) from error
@@ -408,12 +413,6 @@ class AestheticHead(nn.Sequential):
             )
         scores: Tensor = self(z)[:, 0]
         return scores
-
-
-def _unpickling_error() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError
 
 
 def preference(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ClipagError, library
-from .guide import Target, text_target
+from .guide import Target, text_embeddings
 from .mini import Block
 from .model import ClipagModel, embed_images
 from .pag import input_gradient
@@ -78,10 +78,7 @@ def contrast_targets(
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
         others = IMAGENET_CLASSNAMES[::10]
-    own, rest = (
-        torch.stack([text_target(model, text).embedding for text in side])
-        for side in (texts, others)
-    )
+    own, rest = (text_embeddings(model, side) for side in (texts, others))
     return [Target(embedding) for embedding in F.normalize(own - rest.mean(dim=0), dim=1)]
 
 

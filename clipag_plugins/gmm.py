@@ -48,9 +48,13 @@ def load(path: Path | None = None) -> GaussianMixture:
         raise ClipagError(
             f"{path} is not a mixture made by clipag_plugins.finetune.gmm."
         ) from error
-    pixels = (len(mixture.means), 3 * SIDE * SIDE)
-    if mixture.means.shape != pixels or mixture.factors.shape[:-1] != pixels:
+    means, factors = mixture.means, mixture.factors
+    classes, pixels = means.shape[:1].numel(), 3 * SIDE * SIDE
+    sound = means.shape == (classes, pixels) and factors.shape[:2] == means.shape
+    if not (classes and sound and factors.ndim == 3):
         raise ClipagError(f"{path} is a mixture of other pictures than {SIDE} × {SIDE} ones.")
+    if not (means.isfinite().all() and factors.isfinite().all()):
+        raise ClipagError(f"{path} is damaged: it holds values that are not finite.")
     return mixture
 
 

@@ -53,6 +53,7 @@ class Target:
 # At the source itself a move has no direction, and close to it a gradient without bound: moves
 # that are shorter than this count in proportion. Embeddings have length 1.
 SHORTEST = 0.1
+TEXTS_AT_ONCE = 256
 
 
 class Guide:
@@ -69,7 +70,8 @@ class Guide:
             et al., ECCV 2022), rather than by the cosine.
         precision: what the tower computes in: "auto" (the fastest on this device, by a
             measurement), "float32", "bfloat16" or "float16". The loss is float32.
-        max_views: views that the tower sees at once: it bounds the memory.
+        max_views: views that the tower sees at once: it bounds the memory that takes. (The views
+            of one image are made at once, however many.)
         compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs (not timed
             yet). On CPUs it costs a minute or more before the first step and was found to gain
             nothing: what guidance does is matrix products already.
@@ -150,9 +152,20 @@ class Guide:
 
     def _look(self, images: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         """Return losses (B,) and, if `wanted`, their gradients (B, 3, H, W)."""
+        shared = torch.get_rng_state()
+        try:
+            found = self._look_from(shared, images, wanted)
+            shared = self._streams.get(None, shared)
+        finally:
+            torch.set_rng_state(shared)
+        return found
+
+    def _look_from(
+        self, shared: Tensor, images: Tensor, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Look, where torch's global generator is in the state `shared`, and leave it anywhere."""
         losses = images.new_empty(len(images), dtype=torch.float32)
         gradient = torch.empty_like(images) if wanted else None
-        shared = torch.get_rng_state()
         begin = {**self._streams, None: shared}
         for rows in torch.arange(len(images)).split(max(1, self.max_views // self.views.count)):
             part = images[rows].requires_grad_(wanted)
@@ -182,7 +195,6 @@ class Guide:
                 with torch.enable_grad():
                     along = (views * slope).sum()
                 (gradient[rows],) = torch.autograd.grad(along, part)
-        torch.set_rng_state(self._streams.get(None, shared))
         return losses, gradient
 
     def _distance(self, z: Tensor, owners: Tensor) -> Tensor:
@@ -288,23 +300,40 @@ def style_target(
     return Target(F.normalize(to - source, dim=0), weight, threshold, place)
 
 
+@torch.no_grad()
+def text_embeddings(model: ClipagModel, texts: Sequence[str], truncate: bool = False) -> Tensor:
+    """Return unit-length embeddings (N, D) of texts, encoded many at a time.
+
+    Raises:
+        ClipagError: a text is empty, or over 77 tokens and `truncate` is false.
+    """
+    tokens = torch.cat([_tokens(model, text, ["{}"], truncate) for text in texts])
+    parts = [model.encode_text(chunk.to(model.device)) for chunk in tokens.split(TEXTS_AT_ONCE)]
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
 def _encode_text(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
     """Return the unit embedding (D,) of a text: the average over what the templates make of it."""
+    tokens = _tokens(model, text, templates, truncate)
+    z = F.normalize(model.encode_text(tokens.to(model.device)), dim=-1)
+    return F.normalize(z.mean(dim=0), dim=-1)
+
+
+def _tokens(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
+    """Return the tokens (T, 77) of what the templates make of a text."""
     if not text.strip():
         raise ClipagError(f"The prompt {text!r} is empty: say what to draw.")
     try:
         text.encode("utf-8")
         texts = [template.replace("{}", text) for template in templates]
-        tokens = tokenize(texts, truncate=truncate)
+        return tokenize(texts, truncate=truncate)
     except UnicodeEncodeError as error:
         raise ClipagError(f"The prompt {text!r} is not valid text: type it as UTF-8.") from error
     except RuntimeError as error:
         raise ClipagError(
             f"The prompt {text[:40]!r}… has more than {model.context_length} tokens: "
-            "shorten it, or cut it with --truncate."
+            "shorten it, or have it cut where that is offered (--truncate)."
         ) from error
-    z = F.normalize(model.encode_text(tokens.to(model.device)), dim=-1)
-    return F.normalize(z.mean(dim=0), dim=-1)
 
 
 @torch.no_grad()

@@ -203,8 +203,7 @@ def from_pretrained(
     state = architecture.clean(checkpoint.read(weights_path))
     what = str(weights_path)
     if config_path.name == OPEN_CLIP_CONFIG:
-        preprocessing = config.get("preprocess_cfg", {})
-        architecture.check_preprocessing(preprocessing, repo_or_dir)
+        architecture.check_preprocessing(config.get("preprocess_cfg") or {}, repo_or_dir)
         name = str(config.get("name", repo_or_dir))
         return architecture.from_config(config["model_cfg"], state, what, name)
     shape, name = config["model_cfg"], str(config.get("name"))

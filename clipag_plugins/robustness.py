@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .attack import Linf, ThreatModel, pgd
 from .errors import ClipagError, library
 from .evaluation import readable
-from .guide import text_target
+from .guide import text_embeddings
 from .model import ClipagModel, embed_images
 
 ATTACKS = ("clean", "pgd", "autoattack")
@@ -28,8 +28,7 @@ class ZeroShot(nn.Module):
     def __init__(self, model: ClipagModel, texts: Sequence[str]):
         super().__init__()
         self.model = model
-        goals = torch.stack([text_target(model, text).embedding for text in texts])
-        self.register_buffer("goals", goals, persistent=False)
+        self.register_buffer("goals", text_embeddings(model, texts), persistent=False)
         self.goals: Tensor
 
     def forward(self, images: Tensor) -> Tensor:

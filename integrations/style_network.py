@@ -15,6 +15,7 @@ from ..files import write_beside
 
 STRIDE = 8  # of the deepest level
 WIDEST = 256
+FACTS = ("prompt", "seed", "model", "steps")  # of a style, that its network's file tells
 # Black and white are brought this near: from there a change of tone still has a gradient.
 DARKEST = 0.02
 
@@ -74,7 +75,7 @@ class _Unit(nn.Module):
 
 
 def save(network: StyleNetwork, path: Path, facts: dict[str, str]) -> None:
-    """Write a network as .safetensors, with `facts` (text, model, …) as its metadata."""
+    """Write a network as .safetensors, with `facts` (those of `FACTS`) as its metadata."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with write_beside(path) as temporary:
         save_file(state, temporary, metadata=facts)
@@ -90,7 +91,7 @@ def load(path: Path) -> tuple[StyleNetwork, dict[str, str]]:
         raise ClipagError(f"There is no style network {path}: train one by --train-on.")
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
+            told = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         width = len(state["stem.bias"])
     except (SafetensorError, OSError, KeyError, TypeError) as error:
@@ -100,4 +101,5 @@ def load(path: Path) -> tuple[StyleNetwork, dict[str, str]]:
     network = StyleNetwork(width)
     check_tensors(network.state_dict(), state, str(path))
     network.load_state_dict(state)
-    return network.requires_grad_(False), facts
+    # Those alone: a picture will carry them, and a file may tell anything.
+    return network.requires_grad_(False), {key: told[key] for key in FACTS if key in told}

@@ -406,6 +406,11 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
     assert np.abs(np.asarray(out, int) - before).max() > 8
     assert main(["style", "--apply", "fire.safetensors", "photos", "--out", "all"]) == 0
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["0.png", "1.png"]
+    # A network from elsewhere may tell anything: a picture carries none of it.
+    told = {"prompt": "x", "Ø": "y", "Software": "z"}
+    save_file(load_file("fire.safetensors"), "told.safetensors", metadata=told)
+    assert main(["style", "--apply", "told.safetensors", "photos/0.png", "--out", "b.png"]) == 0
+    assert Image.open("b.png").text.keys() == {"prompt", "photo", "network", "Software"}
 
 
 @pytest.mark.parametrize(

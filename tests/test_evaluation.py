@@ -41,7 +41,9 @@ def folder(tmp_path, monkeypatch):
 def test_similarity_and_r_prec_by_hand(model):
     judge = evaluation.ClipJudge(model)
     images, own = noise(5, 3, 224, 224), torch.tensor([3, 0, 2, 2, 5])
-    rows = evaluation.judged(judge, judge.embed_images(images), own, PROMPTS)
+    rows = evaluation.judged(
+        judge.name, judge.embed_images(images), judge.embed_texts(PROMPTS), own
+    )
 
     right, cosines, clipscores, fifths = 0, [], [], 0
     for image, mine in zip(images, own.tolist(), strict=True):
@@ -123,6 +125,14 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
     assert liked.tolist() == [1.0, 0.0, 0.5]
     for content in (b"", b"no weights", b"PK\x03\x04"):
         (tmp_path / "bad.pth").write_bytes(content)
+        with pytest.raises(clip.ClipagError, match=r"bad\.pth is not a whole"):
+            evaluation.AestheticHead(tmp_path / "bad.pth")
+    for state in (
+        {"a": z},
+        {"weight": z},
+        {"weight": torch.full((1, 4), torch.nan), "bias": z[0, :1]},
+    ):
+        torch.save(state, tmp_path / "bad.pth")
         with pytest.raises(clip.ClipagError, match="is no aesthetic predictor"):
             evaluation.AestheticHead(tmp_path / "bad.pth")
 
@@ -295,7 +305,7 @@ def labelled(model, count=100):
 
 
 def test_pgd_does_as_much_as_torchattacks(model):
-    torchattacks = pytest.importorskip("torchattacks")
+    torchattacks = pytest.importorskip("torchattacks", reason="`make test` installs it")
     classifier, images, labels = labelled(model, 100)
     threat = attack.Linf(4 / 255, 10, 1 / 255)
     ours = robustness.correct(classifier, images, labels, "pgd", threat).float().mean()

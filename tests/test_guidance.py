@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
@@ -119,9 +120,17 @@ def test_notebook_settings_treat_images_apart(model):
 
 
 def test_dynamic_threshold_brings_pixels_back():
-    canvas = ThresholdedCanvas(torch.rand(1, 3, 16, 16) * 3 - 1)
+    start = torch.rand(2, 3, 16, 16) * 3 - 1
+    start[1] = 0.5 + (start[1] - 0.5) / 3
+    start[1, 0, 0] *= 5  # 2 % of all
+    canvas = ThresholdedCanvas(start)
     canvas.constrain()
-    assert canvas.pixels.min() >= 0 and canvas.pixels.max() <= 1
+    # Saharia et al., section 2.3: the 0.95 quantile of |2x − 1|, but at least 1, becomes 1.
+    signed = 2 * start - 1
+    limit = torch.quantile(signed.abs().flatten(1), 0.95, dim=1).clamp_min(1).view(2, 1, 1, 1)
+    assert limit[0] > 1 and limit[1] == 1
+    expected = (signed.clamp(-limit, limit) / limit + 1) / 2
+    torch.testing.assert_close(canvas.pixels.data, expected)
 
 
 def test_mixture_has_the_moments_it_was_given():
@@ -153,6 +162,17 @@ def test_a_mixture_of_ones_own(model, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     with pytest.raises(clip.ClipagError, match=r"cut\.safetensors"):
         sample(["apple"], model, init=tmp_path / "cut.safetensors", **options)
+    whole = torch.zeros(2, 768), torch.zeros(2, 768, 3)
+    for means, factors in (
+        (torch.tensor(1.0), whole[1]),
+        (whole[0][:0], whole[1][:0]),
+        (whole[0], whole[1][:1]),
+        (whole[0], whole[1][..., 0]),
+        (whole[0] * torch.nan, whole[1]),
+    ):
+        save_file({"means": means, "factors": factors.contiguous()}, tmp_path / "odd.safetensors")
+        with pytest.raises(clip.ClipagError, match=r"odd\.safetensors"):
+            gmm.load(tmp_path / "odd.safetensors")
 
 
 def test_same_seed_same_picture_alone_or_in_a_batch(model):
@@ -270,6 +290,9 @@ def test_guides_leave_the_global_generator_alone_if_they_have_seeds(model):
     first = guide.loss(torch.ones(1, 3, 64, 64) / 2)
     assert torch.equal(before, torch.get_rng_state())
     assert guide.loss(torch.ones(1, 3, 64, 64) / 2) != first  # its own stream goes on
+    with pytest.raises(ValueError, match="Input size"):
+        guide.loss(torch.ones(1, 4, 64, 64))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_picture_does_not_depend_on_its_batch():

@@ -389,6 +389,8 @@ def test_configs_that_ask_too_much(repository):
         ("text_cfg", "hf_tokenizer_name", "bert", "CLIP's tokens"),
         ("text_cfg", "hf_model_name", "evil/model", "transformers"),
         ("text_cfg", "vocab_size", 250_000, "CLIP's tokens"),
+        ("text_cfg", "vocab_size", "x", "impossible"),
+        ("text_cfg", "context_length", 32, "CLIP's tokens"),
     ):
         config = json.loads(json.dumps(CONFIG))
         config[part][key] = value
@@ -396,6 +398,9 @@ def test_configs_that_ask_too_much(repository):
         refused(repository, says)
     path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5] * 3}}))
     refused(repository, "CLIP's preprocessing")
+    for preprocessing in ({"mean": 5}, {"std": ["a", "b", "c"]}, [1], "x"):
+        path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocessing}))
+        refused(repository, "no mean and std")
     for text in ("", "[]", "{}", '{"model_cfg": 3}', "[" * 100_000, "\xff"):
         path.write_bytes(text.encode("latin-1"))
         refused(repository)
@@ -449,6 +454,8 @@ def test_an_embedded_models_config_that_asks_too_much(model, tmp_path):
         ("text_cfg", "width", 999_936),
         ("text_cfg", "heads", 0),
         ("text_cfg", "layers", 10**6),
+        ("text_cfg", "vocab_size", "x"),
+        ("vision_cfg", "depths", [10**6, 1, 1]),
     ):
         changed = json.loads(json.dumps(config))
         changed["model_cfg"][part][key] = value

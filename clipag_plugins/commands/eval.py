@@ -331,13 +331,14 @@ def _measure(
 
     def by_judge(name: str) -> None:
         judge = evaluation.load_judge(name, device)
+        texts = judge.embed_texts(prompts)
         for label, rows in report.columns.items():
             warning = evaluation.guided_by(judge, pictures[label])
             if warning is not None:
                 report.notes.append(f"{label}: {warning}")
             z = evaluation.embed(judge, paths[label], kept, options.batch)
             own = torch.tensor([picture.prompt for picture in pictures[label]])
-            rows += evaluation.judged(judge, z, own, prompts)
+            rows += evaluation.judged(judge.name, z, texts, own)
 
     def by_aesthetics() -> None:
         if options.aesthetic is None:
