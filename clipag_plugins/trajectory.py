@@ -1,6 +1,6 @@
 """The trajectory of an ascent: start, middle, end, an animated preview, or every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,15 +19,18 @@ class Frames:
     Args:
         folder: where to; it is made if need be.
         name: what the files are called before their number.
+        facts: what each carries, beside the steps that it took.
     """
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, facts: Mapping[str, object]):
         self.folder = folder
         self.name = name
+        self.facts = facts
 
     def __call__(self, step: int, images: Tensor, losses: Tensor) -> None:
         """Write the image (1, 3, H, W) of this step."""
-        save_png(to_pil(images[0]), self.folder / f"{self.name}-{step:05}.png", {})
+        path = self.folder / f"{self.name}-{step:05}.png"
+        save_png(to_pil(images[0]), path, {**self.facts, "steps": step})
 
 
 class Trajectory:
@@ -38,7 +41,7 @@ class Trajectory:
     """
 
     def __init__(self, steps: int):
-        self.every = max(1, steps // FRAMES)
+        self.every = -(-steps // FRAMES)
         self.frames: list[list[Image.Image]] = []
 
     def __call__(self, step: int, images: Tensor, losses: Tensor) -> None:
@@ -51,20 +54,22 @@ class Trajectory:
         folder: Path,
         images: Tensor,
         names: Sequence[Path],
+        facts: Sequence[Mapping[str, object]],
         rows: Sequence[int] | None = None,
     ) -> list[Path]:
         """Write {name}-start, -middle, -end .png and .gif to `folder`, and return their paths.
 
-        `images` are those that were kept of the ascent's, `rows` says which (default: all).
+        `images` are those that were kept of the ascent's, `rows` says which (default: all), and
+        `facts` what their stills carry, beside the moment.
         """
         written = []
         kept = range(len(images)) if rows is None else rows
-        for number, image, name in zip(kept, images, names, strict=True):
+        for number, image, name, own in zip(kept, images, names, facts, strict=True):
             frames = [batch[number] for batch in self.frames] + [to_pil(image)]
             stills = {"start": frames[0], "middle": frames[len(frames) // 2], "end": frames[-1]}
             for moment, picture in stills.items():
                 path = folder / f"{name.stem}-{moment}.png"
-                save_png(picture, path, {})
+                save_png(picture, path, {**own, "moment": moment})
                 written.append(path)
             path = folder / f"{name.stem}.gif"
             save_gif(frames, path)

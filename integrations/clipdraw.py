@@ -390,6 +390,6 @@ def draw(
 def stroke_by_stroke(canvas: StrokeCanvas) -> list[list[Image.Image]]:
     """Return some forty frames of each drawing, as its paths are painted one after another."""
     total = canvas.points.shape[1]
-    counts = [*range(1, total, max(1, total // FRAMES)), total]
-    moments = [canvas.render_first(count) for count in counts]
-    return [[to_pil(moment[number]) for moment in moments] for number in range(len(moments[0]))]
+    counts = [*range(1, total, -(-total // FRAMES)), total]
+    moments = ([to_pil(image) for image in canvas.render_first(count)] for count in counts)
+    return [list(frames) for frames in zip(*moments, strict=True)]

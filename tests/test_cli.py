@@ -5,7 +5,10 @@ import struct
 import zlib
 
 import pytest
+import torch
 from PIL import Image
+
+from clipag_plugins.trajectory import FRAMES, Trajectory
 
 FAST = ("--steps", "2", "--size", "64", "--views", "1")
 
@@ -18,6 +21,8 @@ def test_a_picture_with_its_facts(run, tmp_path):
     assert picture.size == (64, 64)
     assert picture.text["prompt"] == "a red apple"
     assert picture.text["seed"] == "3" and picture.text["model"] == "clipag-mini"
+    assert picture.text["views"] == "1" and picture.text["size"] == "64"
+    assert picture.text["precision"] in ("float32", "bfloat16", "float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple.png"]
 
 
@@ -32,6 +37,15 @@ def test_several_prompts_and_a_trajectory(run, tmp_path):
     written = {path.name for path in (tmp_path / "steps").iterdir()}
     assert {"a-castle-0-start.png", "a-castle-0-middle.png", "a-castle-0-end.png"} <= written
     assert Image.open(tmp_path / "steps" / "a-castle-0.gif").n_frames >= 2
+    still = Image.open(tmp_path / "steps" / "a-castle-0-start.png").text
+    assert still["prompt"] == "a castle" and still["seed"] == "0" and still["moment"] == "start"
+
+
+def test_a_trajectory_has_no_more_frames_than_it_needs():
+    trajectory = Trajectory(79)
+    for step in range(80):
+        trajectory(step, torch.rand(2, 3, 4, 4), torch.zeros(2))
+    assert len(trajectory.frames) == FRAMES
 
 
 def test_ctrl_c_saves_the_best_so_far(interrupt, tmp_path):

@@ -506,6 +506,7 @@ def test_a_picture_with_its_facts(run, tmp_path):
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         f"frog-0000{n}.png" for n in range(3)
     }
+    assert facts.items() <= Image.open(tmp_path / "f" / "frog-00001.png").text.items()
     assert (tmp_path / "t" / "frog.gif").is_file()
 
 

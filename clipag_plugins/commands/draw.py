@@ -8,6 +8,7 @@ from .options import (
     choose_device,
     code_of,
     command,
+    made_by,
     need_target,
     plan,
 )
@@ -103,12 +104,12 @@ def _run(options: argparse.Namespace) -> int:
     )
     with torch.no_grad():
         images = canvas.render()
-    for number, ((prompt, seed), path) in enumerate(zip(drawn, outputs, strict=True)):
-        facts = {
+    facts = [
+        {
             "prompt": f"{options.prefix} {prompt}".strip(),
             "negative": "; ".join(options.negative) or "none",
             "seed": seed,
-            "model": model.name,
+            "size": options.size,
             "steps": ascent.steps,
             "strokes": options.strokes,
             "shapes": options.shapes,
@@ -116,15 +117,18 @@ def _run(options: argparse.Namespace) -> int:
             "palette": options.palette or "any",
             "views": "augmented" if options.augment else "the drawing itself",
             "init": options.init,
-            "Software": "clipag-plugins",
+            **made_by(model, options.precision),
         }
+        for prompt, seed in drawn
+    ]
+    for number, (path, own) in enumerate(zip(outputs, facts, strict=True)):
         groups, size = canvas.groups(number), (options.size, options.size)
-        write_svg(path, groups, size, background=torch.ones(3), facts=facts)
+        write_svg(path, groups, size, background=torch.ones(3), facts=own)
         print(path)
-        save_png(to_pil(images[number]), path.with_suffix(".png"), facts)
+        save_png(to_pil(images[number]), path.with_suffix(".png"), own)
         print(path.with_suffix(".png"))
     if trajectory is not None:
-        for path in trajectory.save(options.trajectory, images, outputs):
+        for path in trajectory.save(options.trajectory, images, outputs, facts):
             print(path)
         for output, frames in zip(outputs, clipdraw.stroke_by_stroke(canvas), strict=True):
             path = options.trajectory / f"{output.stem}-strokes.gif"

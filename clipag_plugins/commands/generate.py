@@ -2,7 +2,15 @@
 
 import argparse
 
-from .options import Commands, add_picture_options, choose_device, code_of, command, plan
+from .options import (
+    Commands,
+    add_picture_options,
+    choose_device,
+    code_of,
+    command,
+    made_by,
+    plan,
+)
 
 EXAMPLES = """\
 examples:
@@ -70,19 +78,24 @@ def _run(options: argparse.Namespace) -> int:
         compile=options.compile,
         callback=trajectory,
     )
-    for (prompt, seed), image, path in zip(drawn, ascent.images, outputs, strict=True):
-        facts = {
+    facts = [
+        {
             "prompt": f"{options.prefix} {prompt}".strip(),
             "seed": seed,
-            "model": model.name,
+            "size": options.size,
             "steps": ascent.steps,
+            "views": settings.views_of(options.views).count,
             "init": options.init,
             "tries": tries,
-            "Software": "clipag-plugins",
+            **made_by(model, options.precision),
         }
-        save_png(to_pil(image), path, facts)
+        for prompt, seed in drawn
+    ]
+    for image, path, own in zip(ascent.images, outputs, facts, strict=True):
+        save_png(to_pil(image), path, own)
         print(path)
     if trajectory is not None:
-        for path in trajectory.save(options.trajectory, ascent.images, outputs, ascent.rows):
+        images = ascent.images
+        for path in trajectory.save(options.trajectory, images, outputs, facts, ascent.rows):
             print(path)
     return code_of(ascent)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..ascent import Ascent
+    from ..model import ClipagModel
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
@@ -196,6 +197,14 @@ def need_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise ClipagError(f"The folder {folder} cannot be written to: name another.") from error
+
+
+def made_by(model: "ClipagModel", precision: str) -> dict[str, str]:
+    """Return what every picture carries: by what it was made, and in which number format."""
+    from ..precision import choose
+
+    dtype = str(choose(precision, model.visual)).removeprefix("torch.")
+    return {"model": model.name, "precision": dtype, "Software": "clipag-plugins"}
 
 
 def code_of(ascent: "Ascent") -> int:

@@ -14,6 +14,7 @@ from .options import (
     choose_device,
     code_of,
     command,
+    made_by,
     need_folder,
     need_place,
     need_target,
@@ -149,15 +150,15 @@ def _style(options: argparse.Namespace) -> int:
             "prompt": text,
             "photo": photo.name,
             "seed": options.seed,
-            "model": model.name,
+            "size": size,
             "steps": ascent.steps,
             "network": "kept" if options.keep_network else "yes" if options.network else "none",
             **vars(losses),
-            "Software": "clipag-plugins",
+            **made_by(model, options.precision),
         }
         _save(ascent.images[0], alpha, path, facts)
         if trajectory is not None:
-            for written in trajectory.save(options.trajectory, ascent.images, [path]):
+            for written in trajectory.save(options.trajectory, ascent.images, [path], [facts]):
                 print(written)
         if ascent.interrupted:
             return code_of(ascent)

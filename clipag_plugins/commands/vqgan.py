@@ -10,6 +10,7 @@ from .options import (
     choose_device,
     code_of,
     command,
+    made_by,
     need_place,
     output_paths,
     seed_number,
@@ -106,6 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     drawing = load_vqgan(options.vqgan, options.vqgan_config)
     settings = vqgan.settings_for(drawing)
     init = settings.init if options.init is None else options.init
+    rate = settings.rate if options.rate is None else options.rate
     chosen = {
         "count": settings.views if options.views is None else options.views,
         "method": options.cut_method,
@@ -116,8 +118,22 @@ def _run(options: argparse.Namespace) -> int:
     model = load_clipag(options.model, choose_device(options.device))
     steps = vqgan.STEPS if options.steps is None else options.steps
     for prompt, path in zip(prompts, outputs, strict=True):
+        every = {
+            "prompt": prompt,
+            "image prompts": options.image_prompts,
+            "prefix": options.prefix,
+            "seed": options.seed,
+            "size": f"{options.size[0]} {options.size[-1]}",
+            "vqgan": options.vqgan,
+            "views": views,
+            "init": init,
+            "rate": rate,
+            "change every": options.change_every,
+            **made_by(model, options.precision),
+        }
+        facts = {key: value for key, value in every.items() if value not in ("", None)}
         trajectory = None if options.trajectory is None else Trajectory(steps)
-        frames = None if options.frames is None else Frames(options.frames, path.stem)
+        frames = None if options.frames is None else Frames(options.frames, path.stem, facts)
         callbacks = [callback for callback in (trajectory, frames) if callback is not None]
         ascent = vqgan.draw(
             prompt,
@@ -129,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
             size=(options.size[0], options.size[-1]),
             views=views,
             init=init,
-            rate=options.rate,
+            rate=rate,
             change_every=options.change_every,
             prefix=options.prefix,
             truncate=options.truncate,
@@ -137,25 +153,11 @@ def _run(options: argparse.Namespace) -> int:
             max_views=options.max_views,
             callbacks=callbacks,
         )
-        facts = {
-            "prompt": prompt,
-            "image prompts": options.image_prompts,
-            "prefix": options.prefix,
-            "seed": options.seed,
-            "model": model.name,
-            "vqgan": options.vqgan,
-            "steps": ascent.steps,
-            "init": init,
-            "Software": "clipag-plugins",
-        }
-        save_png(
-            to_pil(ascent.images[0]),
-            path,
-            {key: value for key, value in facts.items() if value != ""},
-        )
+        facts["steps"] = ascent.steps
+        save_png(to_pil(ascent.images[0]), path, facts)
         print(path)
         if trajectory is not None:
-            for written in trajectory.save(options.trajectory, ascent.images, [path]):
+            for written in trajectory.save(options.trajectory, ascent.images, [path], [facts]):
                 print(written)
         if ascent.interrupted:
             return code_of(ascent)
