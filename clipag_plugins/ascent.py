@@ -77,15 +77,14 @@ def ascend(
     if steps < 1:
         raise ValueError(f"steps is {steps}, but an ascent takes at least 1.")
     optimizer = optimizer or canvas.optimizer()
-    with torch.no_grad():
-        best = canvas.render().clamp(0, 1).clone()
+    images = canvas.render()
+    best = images.detach().clamp(0, 1)
     result = Ascent(best, torch.full((len(best),), float("inf"), device=best.device), 0)
     result.state = {name: values.detach().clone() for name, values in canvas.state().items()}
     bar = tqdm(total=steps, unit="step", disable=not progress)
     try:
         # One look more than there are steps: the last update is judged too.
         for step in range(steps + 1):
-            images = canvas.render()
             guided = guide.loss(images)
             losses = guided + sum(penalty(images) for penalty in penalties)
             shown, reached = images.detach().clamp(0, 1), losses.detach()
@@ -107,6 +106,7 @@ def ascend(
             canvas.constrain()
             result.steps = step + 1
             bar.update()
+            images = canvas.render()
     except KeyboardInterrupt:
         result.interrupted = True
     finally:

@@ -28,7 +28,6 @@ from .errors import ClipagError, library
 from .files import slug, write_beside, write_json
 from .guide import text_embeddings
 from .model import INPUT_RESOLUTION, ClipagModel, load_clipag, normalize
-from .pag import Judge
 from .sampler import read_picture, read_square, save_png, to_pil
 
 # The paper's two, with the names that Table 1 gives them.
@@ -365,9 +364,13 @@ def _mean(values: Any, axis: int) -> Any:
     return values.mean(axis=axis)
 
 
-def guided_by(judge: Judge, pictures: Iterable[Picture]) -> str | None:
-    """Return a warning if the judge guided pictures that it is to judge."""
-    guilty = sum(picture.facts.get("model") == judge.name for picture in pictures)
+def guided_by(judge: ClipJudge, pictures: Iterable[Picture]) -> str | None:
+    """Return a warning if the judge, by any name, guided pictures that it is to judge."""
+    guilty = sum(
+        picture.facts.get("model") == judge.model.name
+        or picture.facts.get("weights") == judge.weights
+        for picture in pictures
+    )
     if not guilty:
         return None
     return (

@@ -163,8 +163,11 @@ def test_pictures_find_their_prompts(folder):
     pictures, _ = evaluation.find_pictures(folder / "facts", PROMPTS)
     assert [picture.prompt for picture in pictures] == [3, 1, 0]
     assert evaluation.guided_by(evaluation.load_judge("clip-mini"), pictures) is None
-    warning = evaluation.guided_by(evaluation.load_judge("clipag-mini"), pictures)
+    judge = evaluation.load_judge("clipag-mini")
+    warning = evaluation.guided_by(judge, pictures)
     assert warning.startswith("clipag-mini guided 2 of these pictures")
+    facts = {"model": "a copy by another name", "weights": judge.weights}
+    assert evaluation.guided_by(judge, [evaluation.Picture(folder, 0, facts)]) is not None
 
 
 def test_eval_writes_resumes_and_names_what_is_missing(folder, capsys, monkeypatch):

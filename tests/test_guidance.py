@@ -69,15 +69,21 @@ def test_normalized_step_has_its_length():
 def test_ascent_keeps_the_best_iterate(model):
     start = torch.full((1, 3, 64, 64), 0.5)
     guide = clip.Guide(model, [[clip.text_target(model, "red apple")]])
-    seen = []
+    seen, rendered = [], []
+
+    class Counted(clip.PixelCanvas):
+        def render(self):
+            rendered.append(1)
+            return super().render()
+
     ascent = clip.ascend(
-        clip.PixelCanvas(start, 0.03),
+        Counted(start, 0.03),
         guide,
         8,
         callback=lambda step, images, losses: seen.append(losses.item()),
         progress=False,
     )
-    assert len(seen) == 9  # before each update, and once after the last
+    assert len(seen) == len(rendered) == 9  # before each update, and once after the last
     assert ascent.losses.item() == min(seen) < seen[0]
     assert guide.loss(ascent.images).item() == pytest.approx(min(seen), abs=1e-5)
     assert ascent.steps == 8
