@@ -148,8 +148,9 @@ def attack(
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
     """
-    targets = [text_target(model, text), text_target(model, f"not {text}", weight=-1.0)]
-    if towards is not None:
+    if towards is None:
+        targets = [text_target(model, text), text_target(model, f"not {text}", weight=-1.0)]
+    else:
         targets = [text_target(model, towards, weight=-1.0)]
     # A guide's loss falls with the similarity; the attack raises it.
     guide = Guide(model, [targets] * len(images), precision="float32")

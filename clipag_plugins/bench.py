@@ -143,9 +143,9 @@ def compare(
     return rows
 
 
-def pictures(rounds: int) -> dict[str, float]:
+def pictures(rounds: int, device: torch.device) -> dict[str, float]:
     """Return seconds of `generate()` with the embedded model: one prompt and eight, by tries."""
-    model = load_clipag()
+    model = load_clipag(device=device)
     animals = ["cat", "dog", "frog", "whale", "owl", "bee", "crab", "snail"]
     generate(animals, model, steps=1, progress=False)
     kinds = {
@@ -185,7 +185,7 @@ def main(
         "GFLOP/s of matrix products": rate,
         "auto precision": str(precision.fastest(device)).removeprefix("torch."),
         "looks": rows,
-        "generate(), s": pictures(rounds),
+        "generate(), s": pictures(rounds, device),
     }
     products = ", ".join(f"{p} {r:.0f}" for p, r in rate.items())
     print(f"Matrix products, GFLOP/s: {products}; auto chooses {figures['auto precision']}.\n")

@@ -352,7 +352,8 @@ def on_white(picture: Image.Image) -> Image.Image:
 def _rgba(picture: Image.Image) -> Image.Image:
     turned = ImageOps.exif_transpose(picture)
     if turned.mode == "F":
-        raise ClipagError("The picture's pixels are floating-point: save it with 8 or 16 bits.")
+        name = getattr(picture, "filename", "") or "the picture"
+        raise ClipagError(f"The pixels of {name} are floating-point: save it with 8 or 16 bits.")
     if turned.mode.startswith("I"):
         # 16 bits: Pillow would cut off all that is above 255.
         turned = Image.fromarray((np.array(turned) / 257).clip(0, 255).astype(np.uint8))

@@ -351,7 +351,7 @@ def test_sixteen_bits_keep_their_tones(tmp_path):
 
 def test_floating_point_pixels_are_refused(tmp_path):
     Image.fromarray(np.random.rand(20, 20).astype(np.float32)).save(tmp_path / "p.tif")
-    with pytest.raises(clip.ClipagError, match="floating-point"):
+    with pytest.raises(clip.ClipagError, match=r"p\.tif are floating-point"):
         read_picture(tmp_path / "p.tif")
 
 
