@@ -57,7 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A full disk, a name that is too long, a folder nobody may enter: the system's words.
         print(f"clipag: {error}.", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        print(
+            "clipag: There is not enough memory: choose a smaller --size or --max-views, or fewer "
+            "pictures or samples at once.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("clipag: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return code
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    # By torch's words, since it need not have been imported: of a GPU's memory and of a CPU's.
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("out of memory", "DefaultCPUAllocator")
+    )

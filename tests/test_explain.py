@@ -178,6 +178,7 @@ def test_pag_and_attack(tmp_path, monkeypatch, capsys):
         (("explain", "noise.png", "a dog", "--models", "no-such"), "no-such"),
         (("pag", "noise.png", "a dog", "--models", "clip-mini"), "--models names 1"),
         (("pag", "noise.png", "a dog", "--samples", "0"), "samples is 0"),
+        (("pag", "noise.png", "a dog", "--samples", f"{10**12}"), "not enough memory"),
     ],
 )
 def test_bad_input(arguments, word, tmp_path, monkeypatch, capsys):
