@@ -23,9 +23,10 @@ def main(work: Path) -> None:
     for name in ("clip-mini", "clipag-mini"):
         visual = load_clipag(name).visual
         side = visual.native_size
+        found = {eps: trainer.retrieval(visual.tower, side, eps) for eps in (1.0, 3.0)}
         report[name] = {
-            f"top 10, eps {eps}": trainer.retrieval(visual.tower, side, eps)
-            for eps in (0.0, 1.0, 3.0)
+            "top 10": found[1.0].clean,
+            **{f"top 10, eps {eps}": scores.robust for eps, scores in found.items()},
         }
     keep("retrieval", report)
 

@@ -33,6 +33,7 @@ from clipag_plugins.tokenizer import tokenize
 
 from . import checkpoint, corpus
 from .checkpoint import Averaged
+from .evaluate import Scores, evaluate
 from .recipe import BATCH, CLIPAG, MINI, VANILLA, Stage
 
 EMA = 0.998
@@ -190,25 +191,17 @@ class Trainer:
         pairs = similarity[wanted].diagonal() - similarity[wanted, BATCH:].diagonal()
         return matching + 0.5 * picking + 0.5 * F.softplus(-pairs).mean()
 
-    def retrieval(self, tower: nn.Module, side: int, eps: float, steps: int = 5) -> float:
-        """Return how often a held-out picture has its caption in the top 10, under PGD if eps."""
-        pictures, hits = Pictures(self.pixels[self.test], side), 0
-        for chunk in torch.arange(len(self.test)).split(128):
-            images, caption = pictures.plain(chunk), self.caption_of[self.test[chunk]]
+    def retrieval(self, tower: nn.Module, side: int, eps: float) -> Scores:
+        """Return how often a held-out picture has its caption in the top 10, clean and attacked.
 
-            def logits(x: Tensor) -> Tensor:
-                return 30 * F.normalize(tower(normalize(x)), dim=1) @ self.embeddings.T
-
-            def mismatch(x: Tensor, caption: Tensor = caption) -> Tensor:
-                return F.cross_entropy(logits(x), caption, reduction="sum")
-
-            if eps:
-                threat = L2(eps * side / 64, steps, 2.5 * eps * side / 64 / steps)
-                images = pgd(images, mismatch, threat, torch.Generator().manual_seed(0))
-            with torch.no_grad():
-                top = logits(images).topk(10, dim=1).indices
-            hits += int((top == caption[:, None]).any(1).sum())
-        return hits / len(self.test)
+        The attack is PGD of 5 steps, L2; eps is on 64 × 64 images.
+        """
+        images = Pictures(self.pixels[self.test], side).plain(torch.arange(len(self.test)))
+        threat = L2(eps * side / 64, 5, eps * side / 128)
+        return evaluate(
+            tower, self.embeddings, (images * 255).round().to(torch.uint8),
+            self.caption_of[self.test], threat, top=10,
+        )  # fmt: skip
 
 
 def train(kind: str, work: Path, seed: int) -> None:
@@ -267,10 +260,10 @@ def train(kind: str, work: Path, seed: int) -> None:
                 flush=True,
             )
         if step % 200 == 199 or step == total - 1:
-            clean = trainer.retrieval(average.tower, stage.side, 0.0)
-            robust = trainer.retrieval(average.tower, stage.side, 1.0)
+            found = trainer.retrieval(average.tower, stage.side, eps=1.0)
             print(
-                f" {kind}: step {step + 1}, top-10 {clean:.1%}, under PGD {robust:.1%}", flush=True
+                f" {kind}: step {step + 1}, top-10 {found.clean:.1%}, under PGD {found.robust:.1%}",
+                flush=True,
             )
     with write_beside(work / f"{kind}.safetensors") as temporary:
         state = {k: v.contiguous() for k, v in average.tower.state_dict().items()}
