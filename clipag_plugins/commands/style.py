@@ -173,6 +173,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.out is None or options.out.suffix != ".safetensors" or options.out.is_dir():
         raise ClipagError("--out must name the network's file, as fire.safetensors.")
     need_folder(options.out.parent)
+    need_target(options.out, [options.model])
     if not options.network or options.keep_network or options.trajectory is not None:
         raise ClipagError(
             "--train-on makes a network and no pictures: leave --no-network, --keep-network and "
