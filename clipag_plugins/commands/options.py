@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -143,7 +143,7 @@ def output_paths(
     drawn: Sequence[tuple[str, int]],
     out: Path | None,
     suffix: str,
-    sources: Iterable[str | Path] = (),
+    sources: Sequence[str | Path] = (),
 ) -> list[Path]:
     """Name one file for each prompt and seed, and make sure that it can be written.
 
@@ -171,7 +171,7 @@ def output_paths(
     return paths
 
 
-def need_target(path: Path, sources: Iterable[str | Path] = ()) -> None:
+def need_target(path: Path, sources: Sequence[str | Path] = ()) -> None:
     """Make sure that a file to be written is no folder, and none of what it is made from."""
     if path.is_dir():
         raise ClipagError(f"{path} is a folder: move it, or name another --out.")
