@@ -43,18 +43,19 @@ from .objectives import Clipag, Fare, Objective, Tecoa, embed_texts
 
 @dataclass
 class Run:
-    """What a checkpoint holds beside weights: where the data is, and what the run has cost."""
+    """What a checkpoint holds beside weights: where the data is, cost so far, and precision."""
 
     states: dict[int, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
+    precision: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {"states": self.states, "seconds": self.seconds}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take plain values."""
-        self.states, self.seconds = state["states"], state["seconds"]
+        vars(self).update(state)
 
 
 def build(config: Config) -> ClipagModel:
@@ -169,9 +170,6 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     if config.checkpoint_activations:
         keep_no_activations(tower)
     threat_model = config.threat.model()
-    dtype = precision.choose(config.precision, tower)
-    if dtype == torch.float16:
-        dtype = torch.float32  # its range would need the loss scaled
     source = data.Data(config, side, processes.rank(), processes.count(), out)
     validation = None
     if config.validation.kind and first:
@@ -195,6 +193,13 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     start = checkpoint.restore_last(out, parts)
     if start:
         source.restore(run.states)
+    if config.precision != "auto":
+        run.precision = config.precision
+    elif not run.precision:  # one measurement for all processes and for the whole run
+        # float16's range would need the loss scaled
+        fast = precision.choose("auto", tower) == torch.bfloat16
+        run.precision = processes.gather("bfloat16" if fast else "float32")[0]
+    dtype = precision.PRECISIONS[run.precision]
     learner = tower
     if config.compile:
         tower.compile()
@@ -223,14 +228,14 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
             learner, objective, threat_model, batch, attacked,
             clean_weight=config.clean_weight, dtype=dtype, times=times,
         )  # fmt: skip
-        if not math.isfinite(loss):
-            raise ClipagError(
-                f"The loss of step {step + 1} is {loss}: lower lr, or set precision to float32. "
-                "The last checkpoint is kept."
-            )
         norm: Any = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
-        if sharded:
-            norm = norm.full_tensor()
+        norm = float(norm.full_tensor() if sharded else norm)
+        if not math.isfinite(loss + norm):
+            raise ClipagError(
+                f"The loss of step {step + 1} is {loss} and its gradient's norm {norm}: go on "
+                "with --set precision=float32 or, if that was it already, start in another --out "
+                "with a lower lr. The last checkpoint is kept."
+            )
         optimizer.step()
         average.update(tower, step)
         times.add("update")
@@ -243,7 +248,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
             _save(out, done, parts, config.keep)
         if log is not None:
             skipped = sum(state[1] for state in source.states.values())
-            log.step(done, loss, float(norm), rate(config, step), times, skipped)
+            log.step(done, loss, norm, rate(config, step), times, skipped)
         draw = config.picture_every and done % config.picture_every == 0
         judge = config.evaluate_every and done % config.evaluate_every == 0
         if draw or judge:
