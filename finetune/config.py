@@ -240,7 +240,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return fraction(value)
     plain = get_origin(hint) or hint
     if not isinstance(plain, type) or type(value) is not plain:
-        word = getattr(plain, "__name__", str(hint))
+        word = hint.__name__ if isinstance(hint, type) else str(hint)
         raise ClipagError(f"{where} is {value!r}, which is no {word}: correct the config.")
     return value
 
@@ -259,8 +259,16 @@ def check(config: Config) -> None:
         _choice("data.kind", source.kind, KINDS)
         if not source.path:
             raise ClipagError(f"A source of {source.kind} has no path: say where it is.")
-        if not source.weight > 0:
-            raise ClipagError(f"data.weight is {source.weight}: leave out what is not drawn from.")
+        if source.kind != "shards" and not isinstance(source.path, str):
+            raise ClipagError(
+                f"data.path is {source.path}: kind {source.kind} takes one path, so name a source "
+                "for each."
+            )
+        if not 0 < source.weight < math.inf:
+            raise ClipagError(
+                f"data.weight is {source.weight}: give a number above 0, and leave out what is "
+                "not drawn from."
+            )
     for name, least in (("steps", 1), ("batch", 1), ("micro_batch", 1), ("streams", 1),
                         ("workers", 0), ("save_every", 1), ("keep", 1), ("warmup", 0),
                         ("picture_every", 0), ("evaluate_every", 0), ("evaluate_samples", 1),

@@ -228,9 +228,26 @@ def _one_process(rank, folder, shards):
     train.train(cfg, folder / "shared", torch.device("cpu"))
     if rank == 0:
         resume_at_two(folder, "shared", "resumed")
+        (folder / "chosen").mkdir()
     torch.distributed.barrier()
     train.train(cfg, folder / "resumed", torch.device("cpu"))
+    choose_a_checkpoint_together(rank, folder / "chosen")
     torch.distributed.destroy_process_group()
+
+
+def choose_a_checkpoint_together(rank, folder):
+    parts = {"tower": torch.nn.Linear(2, 2)}
+    for step in (1, 2):
+        checkpoint.save_in(folder, step, parts, keep=2)
+    if rank == 0:
+        (folder / "00000002.pt").write_bytes(b"half of it")
+    torch.distributed.barrier()
+    assert checkpoint.restore_last(folder, parts) == 1
+    if rank == 0:
+        assert checkpoint.restore_last(folder, parts) == 1
+    else:
+        with pytest.raises(clip.ClipagError, match="need the same --out"):
+            checkpoint.restore_last(folder.parent / "elsewhere", parts)
 
 
 def short_run(shards, **changes):
@@ -333,14 +350,61 @@ def test_bad_samples_and_a_broken_shard_are_counted_logged_and_skipped(shards, t
     assert "no caption" in log and "cannot identify image" in log and "breaks off" in log
 
 
-def test_nothing_to_read_is_one_sentence(tmp_path):
+def test_what_is_held_out_passes_over_bad_samples(tmp_path):
+    _, picture, caption = drawings()[0]
+    captions = [caption, caption, ["a list"], caption, caption]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, words in enumerate(captions):
+            content = b"no picture" if number == 1 else png(picture)
+            for extension, member in (
+                ("png", content),
+                ("json", json.dumps({"caption": words}).encode()),
+            ):
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(member)
+                tar.addfile(info, io.BytesIO(member))
+    source = config.Source("shards", str(tmp_path / "0.tar"))
+    for count, found in ((2, 2), (9, 3)):
+        images, texts = data.held_out(source, SIDE, count)
+        assert images.shape == (found, 3, SIDE, SIDE)
+        assert texts == [caption] * found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_to_read_is_one_sentence(workers, tmp_path):
     (tmp_path / "a").mkdir()
     for number in range(8):
         (tmp_path / "a" / f"{number}.png").write_bytes(b"broken")
     source = config.Source(kind="classes", path=str(tmp_path))
-    cfg = config.Config(model="clip-mini", data=[source], streams=2, micro_batch=4)
-    with pytest.raises(clip.ClipagError, match=r"can be read: .*skipped.tsv"):
+    cfg = config.Config(model="clip-mini", data=[source], streams=2, micro_batch=4, workers=workers)
+    with pytest.raises(
+        clip.ClipagError, match=r"^Nothing in .* can be read: .*skipped.tsv says why.$"
+    ):
         data.Data(cfg, SIDE, 0, 1, tmp_path).take()
+
+
+def test_tables_as_excel_writes_them(tmp_path):
+    table = tmp_path / "t.csv"
+    source = config.Source("table", str(table))
+    table.write_text("image,caption\na.png,a café\n", encoding="utf-8-sig")
+    assert next(data.open_source(source).read(0))[2] == "a café"
+    for content in ("image,caption\na.png,a café\n".encode("latin-1"),
+                    b"image,caption\na.png," + b"x" * 140_000):  # fmt: skip
+        table.write_bytes(content)
+        with pytest.raises(clip.ClipagError, match="cannot be read as a table"):
+            data.open_source(source)
+
+
+def test_a_class_is_called_what_its_pictures_are(tmp_path):
+    (tmp_path / "_big_cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "_big_cat" / "a.png")
+    source = config.Source("classes", str(tmp_path))
+    assert data.class_names([source]) == data.held_out(source, 8, 1)[1] == ["big cat"]
+
+
+def test_shards_are_found_at_home(shards, monkeypatch):
+    monkeypatch.setenv("HOME", str(shards))
+    assert len(data.open_source(config.Source("shards", "~/{00000..00003}.tar"))) == 4
 
 
 def test_every_layout_is_read_and_mixed_by_weight(shards, tmp_path):
@@ -397,6 +461,9 @@ def test_the_configs_of_the_package_are_whole():
         ("steps", "KEY=VALUE"),
         ("batch=0", "batch is 0"),
         ("threat.eps=2/0", "threat.eps is '2/0', which is no float"),
+        ("data.0.path=2024", "data.0.path is 2024, which is no str | list[str]"),
+        ('data.0.path=["a", "b"]', "kind corpus takes one path"),
+        ("data.0.weight=inf", "data.weight is inf"),
     ],
 )
 def test_a_mistaken_setting_is_one_sentence(change, words):
@@ -471,6 +538,8 @@ def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path
     (tmp_path / "00000003.pt").write_bytes(b"half of it")
     assert checkpoint.restore_last(tmp_path, {"tower": tower}) == 2
     assert (tower.weight == 2).all()
+    checkpoint.save_in(tmp_path, 2, {"tower": tower}, keep=1)  # the damaged one does not outrank it
+    assert checkpoint.restore_last(tmp_path, {"tower": tower}) == 2
 
 
 TOML = """
@@ -528,6 +597,29 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     with pytest.raises(clip.ClipagError, match="another threat"):
         other = replace(cfg, threat=config.Threat(eps=1.0))
         train.train(other, tmp_path / "whole", torch.device("cpu"))
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped(shards, tmp_path):
+    model = clip.load_clipag("clip-mini")
+    with torch.no_grad():
+        model.logit_scale.fill_(65.0)  # a finite loss, whose squared slopes overflow
+    model.save_pretrained(tmp_path / "steep")
+    cfg = settings(shards, model=str(tmp_path / "steep"))
+    with pytest.raises(clip.ClipagError, match=r"loss of step 1 is \d.*norm inf.*another --out"):
+        train.train(cfg, tmp_path / "run", torch.device("cpu"))
+    assert not [*(tmp_path / "run").glob("*.pt")]
+
+
+def test_a_resumed_run_keeps_its_precision(shards, tmp_path):
+    for name, precision in (("whole", "bfloat16"), ("resumed", "auto")):
+        if name == "resumed":
+            (tmp_path / name).mkdir()
+            shutil.copy(tmp_path / "whole" / "00000001.pt", tmp_path / name)
+        cfg = settings(shards, steps=2, batch=8, precision=precision)
+        train.train(cfg, tmp_path / name, torch.device("cpu"))
+    whole, resumed = (torch.load(tmp_path / n / "00000002.pt") for n in ("whole", "resumed"))
+    for a, b in zip(tensors(whole), tensors(resumed), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
