@@ -88,7 +88,7 @@ class Config:
         objective: "clipag" (contrastive under attack), "tecoa" (supervised by class names) or
             "fare" (unsupervised).
         clean_weight: weight of the same loss on the images as they are.
-        template: what "tecoa" makes of a class name.
+        template: what "tecoa", and validation by classes, make of a class name.
         steps: updates.
         batch: effective batch: samples of one update, over all processes.
         micro_batch: samples that a process computes at once: it sets the memory.
@@ -96,7 +96,8 @@ class Config:
             applied to biases, norms and gains.
         warmup: updates of linear warm-up; a cosine to 0 follows.
         ema: decay of the average of the weights; the average is the result. 0 is none.
-        precision: "auto" (bfloat16 where a measurement finds it fast), "float32" or "bfloat16".
+        precision: "auto" (bfloat16 where a measurement at the run's start finds it fast),
+            "float32" or "bfloat16".
         compile: pass the tower through `torch.compile`.
         shard: give each of several processes a share of the weights, their gradients, AdamW's
             moments and the average (FSDP2), and not a copy (DDP): for a tower whose gradients
@@ -111,9 +112,9 @@ class Config:
         seed: of everything.
         save_every, keep: updates between checkpoints, and how many are kept.
         picture_every, prompts: updates between pictures of the PAG, and what they should show.
-        evaluate_every, evaluate_samples, evaluate_top: updates between evaluations (0: at the
-            end alone), samples of one, and among how many of the likeliest captions a
-            picture's own counts as found.
+        evaluate_every, evaluate_samples, evaluate_top: updates between evaluations, which also
+            write the model (0: at the end alone), samples of one, and among how many of the
+            likeliest texts a picture's own counts as found.
         wandb: a project of Weights & Biases to log to as well.
         threat: the threat model.
         data: the sources.

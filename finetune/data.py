@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -381,6 +382,12 @@ class _Blocks(IterableDataset[Block | ClipagError]):
             yield images, captions, {stream.number: [*stream.state] for stream in mine}
 
 
+def _outlast(_: int) -> None:
+    """Let a decoding worker live through a signal to all: its process finishes an update first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
 class Data:
     """The training data of one process, as micro-batches without end.
 
@@ -416,7 +423,10 @@ class Data:
         """Return the next micro-batch: (M, 3, side, side) uint8, and M captions."""
         if self._blocks is None:
             blocks = _Blocks(self._streams, self._rows)
-            self._blocks = iter(DataLoader(blocks, batch_size=None, num_workers=self._workers))
+            loader = DataLoader(
+                blocks, batch_size=None, num_workers=self._workers, worker_init_fn=_outlast
+            )
+            self._blocks = iter(loader)
         parts: list[Block] = []
         for _ in range(max(1, self._workers)):
             block = next(self._blocks)

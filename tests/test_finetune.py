@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,6 +28,7 @@ from clipag_plugins.finetune import (
     sharding,
     train,
 )
+from clipag_plugins.finetune.card import write_card
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -231,6 +233,8 @@ def _one_process(rank, folder, shards):
         (folder / "chosen").mkdir()
     torch.distributed.barrier()
     train.train(cfg, folder / "resumed", torch.device("cpu"))
+    for shard in (False, True):
+        train.train(vit_run(shards, shard=shard), folder / f"vit-{shard}", torch.device("cpu"))
     choose_a_checkpoint_together(rank, folder / "chosen")
     torch.distributed.destroy_process_group()
 
@@ -252,6 +256,11 @@ def choose_a_checkpoint_together(rank, folder):
 
 def short_run(shards, **changes):
     return settings(shards, steps=3, micro_batch=4, picture_every=3, **changes)
+
+
+def vit_run(shards, **changes):
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    return settings(shards, steps=2, micro_batch=4, vision=vision, **changes)
 
 
 def resume_at_two(folder, run, copy):
@@ -286,6 +295,17 @@ def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
     models = [clip.load_clipag(two_processes / name / "model") for name in ("shared", "resumed")]
     for a, b in zip(*(model.visual.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_two_processes_train_a_vit_with_copies_or_shares_as_one_does(two_processes, shards):
+    train.train(vit_run(shards), two_processes / "vit-alone", torch.device("cpu"))
+    alone, copies, shares = (
+        torch.load(two_processes / f"vit-{name}" / "00000002.pt")
+        for name in ("alone", "False", "True")
+    )
+    for found in (copies, shares):
+        for a, b in zip(tensors(found), tensors(alone), strict=True):
+            assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
 
 def tensors(state):
@@ -496,6 +516,23 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
             config.check_processes(config.read("mini", changes), 2)
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("corpus", ["--work", "w"], "comes by npm, apt-get and dpkg-deb"),
+        ("gmm", ["--folder", "nowhere", "--out", "o"], "nowhere"),
+    ],
+)
+def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"clipag_plugins.finetune.{module}", *arguments],
+        cwd=tmp_path, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("clipag: ") and words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 # ------------------------------------------------------------------ runs
 
 
@@ -579,9 +616,11 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    *_, last = sorted(tmp_path.glob("killed/*.pt"))
     assert not (tmp_path / "killed" / "model").exists()
     done = run("finetune", "run.toml", "--out", "killed")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"(\d+)/6 \[", done.stderr)[1] == str(int(last.stem))  # not from the start
     assert done.stdout.strip() == "killed/model"
     whole, killed = (clip.load_clipag(tmp_path / name / "model") for name in ("whole", "killed"))
     start = clip.load_clipag("clip-mini").visual.state_dict()
@@ -597,6 +636,62 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     with pytest.raises(clip.ClipagError, match="another threat"):
         other = replace(cfg, threat=config.Threat(eps=1.0))
         train.train(other, tmp_path / "whole", torch.device("cpu"))
+
+
+def test_a_stopped_run_saves_its_last_update(shards, tmp_path):
+    changes = {"steps = 6": "steps = 10000", "save_every = 1": "save_every = 10000\nworkers = 2",
+               "picture_every = 6": "evaluate_every = 1"}  # fmt: skip
+    text = TOML.replace("SHARDS", str(shards))
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    (tmp_path / "run.toml").write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipag_plugins", "finetune", "run.toml"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        shown = ""
+        while not re.search(r" ([2-9]|\d\d+)/10000 ", shown) and process.poll() is None:
+            shown += process.stderr.read(1)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, and torchrun
+        said, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, shown + rest
+    assert said == "clipag: interrupted; the same command goes on from run.\n"
+    assert "Traceback" not in rest
+    (saved,) = (tmp_path / "run").glob("*.pt")
+    assert int(saved.stem) >= 3
+    model = clip.load_clipag(tmp_path / "run" / "model")  # that of the last evaluation
+    assert model.visual.native_size == SIDE
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "updates of 8 pictures, of 10000 in all" in card and "| after |" in card
+
+
+def test_classes_are_told_apart_in_the_template(tmp_path):
+    for folder in ("_big_cat", "dog", "owl"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    model = clip.load_clipag("clip-mini")
+    cfg = config.Config(
+        validation=config.Source("classes", str(tmp_path)), evaluate_samples=1, template="my {}!"
+    )
+    images, labels, texts = train.held_out(cfg, model, SIDE)
+    assert images.shape[0] == labels.shape[0] == 1
+    names = ["my big cat!", "my dog!", "my owl!"]
+    assert torch.equal(texts, objectives.embed_texts(model, names))
+
+
+def test_a_card_names_the_repository_that_was_started_from(tmp_path):
+    model = clip.load_clipag("clip-mini")
+    for start, named in (("vanilla:RN50", "timm/resnet50_clip.openai"), ("a/b", "a/b"),
+                         ("clip-mini", None)):  # fmt: skip
+        model.save_pretrained(tmp_path)
+        write_card(tmp_path, config.Config(model=start), model, 1, 1.0, "a CPU", 0, None, None)
+        head = (tmp_path / "README.md").read_text().split("---")[1]
+        assert ("base_model" in head) == (named is not None)
+        assert named is None or f"base_model: {named}\n" in head
 
 
 def test_a_gradient_that_is_not_finite_is_not_stepped(shards, tmp_path):
@@ -624,10 +719,12 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path):
 
 def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
-    for name, keep in (("kept", False), ("twice", True)):
+    # A name of the package's lends no licence and no threat model.
+    for name, keep in (("clipag-mini", False), ("twice", True)):
         cfg = settings(shards, steps=2, vision=vision, checkpoint_activations=keep)
         train.train(cfg, tmp_path / name, torch.device("cpu"))
-    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("kept", "twice"))
+    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("clipag-mini", "twice"))
+    assert "licence" not in (tmp_path / "clipag-mini" / "model" / "README.md").read_text()
     assert kept.visual.native_size == 32
     for a, b in zip(kept.visual.parameters(), twice.visual.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # one update is 1e-3

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     try:
         from ..finetune import config as configs
-        from ..finetune import train
+        from ..finetune import processes, train
     except ImportError as error:
         raise ClipagError(
             f"{error.name} is not installed: pip install 'clipag-plugins[finetune]'."
@@ -40,11 +40,14 @@ def _run(options: argparse.Namespace) -> int:
     config = configs.read(options.config, options.set)
     out = options.out or Path(Path(options.config).stem)
     need_folder(out if out.exists() else out.parent)
+    first = os.environ.get("RANK", "0") == "0"
     try:
         result = train.train(config, out, train.device_of(options.device))
-    except KeyboardInterrupt:
-        print(f"clipag: interrupted; the same command goes on from {out}.")
-        return INTERRUPTED
-    if os.environ.get("RANK", "0") == "0":
+    except KeyboardInterrupt as stopped:
+        if first:
+            print(f"clipag: interrupted; the same command goes on from {out}.")
+        return 128 + stopped.args[0] if stopped.args else INTERRUPTED
+    processes.leave()
+    if first:
         print(result)
     return 0
