@@ -4,13 +4,15 @@ python -m benchmarks.chaos --work build/weights --out build/chaos --kills 20
 
 One process is killed (SIGKILL) again and again, while it starts, computes or writes a
 checkpoint, and its weights are compared bit by bit with those of an undisturbed run. Then, of
-two processes under torchrun, one is killed. The figures go to benchmarks/results/chaos.json.
+two processes under torchrun, one is killed, and one process finishes the run. A run that did not
+go on from its newest checkpoint ends the benchmark. Figures: benchmarks/results/chaos.json.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -42,13 +44,26 @@ def wait_for_checkpoint(process: subprocess.Popen[bytes], out: Path) -> None:
         time.sleep(0.01)
 
 
+def newest(out: Path) -> int:
+    """Return the step of a run's newest checkpoint, or 0."""
+    return max((int(path.stem) for path in out.glob("0*.pt")), default=0)
+
+
+def check_start(words: str, step: int) -> None:
+    """End all unless a run's bar, if it got so far, began at a step."""
+    found = re.search(r"(\d+)/60 \[", words)
+    if found and int(found[1]) != step:
+        raise SystemExit(f"A run went on from step {found[1]}, and its checkpoint was {step}.")
+
+
 def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random) -> int:
     """Run to the end in spite of so many kills; return how many there were."""
-    done = 0
-    with (out.parent / "killed.log").open("ab") as log:
-        while True:
+    done, log = 0, out.parent / "killed.log"
+    while True:
+        start = newest(out)
+        with log.open("wb") as file:
             command = [sys.executable, "-m", MODULE, *arguments(work, out)]
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = subprocess.Popen(command, stdout=file, stderr=file)
             if done < kills:
                 if draw.random() < 0.8:  # else while it starts
                     wait_for_checkpoint(process, out)
@@ -58,9 +73,11 @@ def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random)
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
                     done += 1
-            if process.wait() == 0:
-                return done
-            print(f"killed {done} times, {len([*out.glob('0*.pt')])} checkpoints", flush=True)
+            code = process.wait()
+        check_start(log.read_text(), start)
+        if code == 0:
+            return done
+        print(f"killed {done} times, the newest checkpoint is of {newest(out)}", flush=True)
 
 
 def kill_one_of_two(work: Path, out: Path) -> tuple[float, int, str]:
@@ -78,7 +95,10 @@ def kill_one_of_two(work: Path, out: Path) -> tuple[float, int, str]:
     _, words = process.communicate(timeout=300)
     reason = next((x for x in words.decode().splitlines() if "SIGKILL" in x or "Signal 9" in x), "")
     seconds = time.monotonic() - began
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    start = newest(out)
+    alone = [sys.executable, "-m", MODULE, *arguments(work, out)]
+    done = subprocess.run(alone, check=True, stderr=subprocess.PIPE, text=True)
+    check_start(done.stderr, start)
     return seconds, process.returncode, reason.strip()
 
 
@@ -105,7 +125,7 @@ def main(work: Path, out: Path, kills: int, seed: int) -> None:
             "exit code": code,
             "after seconds": round(seconds, 1),
             "says": reason,
-            "largest difference from one process, resumed": largest_difference(
+            "largest difference from one process, finished by one": largest_difference(
                 out / "whole", out / "two"
             ),
         },

@@ -27,9 +27,17 @@ class ThreatModel(ABC):
     steps: int
     step_size: float
 
-    @abstractmethod
     def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return images (B, 3, H, W) moved by a random perturbation inside the ball."""
+        return self.start_at(images, self.noise(images.shape, generator))
+
+    @abstractmethod
+    def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        """Return what a random start is made of, (B, 3, H, W), on the CPU."""
+
+    @abstractmethod
+    def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return the random start (B, 3, H, W) that `noise` of that shape makes of images."""
 
     @abstractmethod
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
@@ -43,10 +51,13 @@ class ThreatModel(ABC):
 class L2(ThreatModel):
     """The ball of the L2 norm over all values of an image."""
 
-    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images moved by half the radius, in a random direction."""
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        return self.project(images + unit_l2(noise) * (0.5 * self.eps), images)
+    def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        """Return normal noise."""
+        return torch.randn(shape, generator=generator)
+
+    def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return images moved by half the radius, in the direction of the noise."""
+        return self.project(images + unit_l2(noise.to(images)) * (0.5 * self.eps), images)
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
         """Return images moved by `step_size` along the gradient."""
@@ -64,10 +75,13 @@ class L2(ThreatModel):
 class Linf(ThreatModel):
     """The ball of the L∞ norm: no value of an image changes by more than `eps`."""
 
-    def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images with every value moved by up to the radius, uniformly."""
-        noise = torch.rand(images.shape, generator=generator).to(images)
-        return self.project(images + (2 * noise - 1) * self.eps, images)
+    def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+        """Return uniform noise in [0, 1)."""
+        return torch.rand(shape, generator=generator)
+
+    def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return images with every value moved by up to the radius, as the noise says."""
+        return self.project(images + (2 * noise.to(images) - 1) * self.eps, images)
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
         """Return images with every value moved by `step_size` along its gradient's sign."""

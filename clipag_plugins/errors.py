@@ -1,5 +1,8 @@
 """The one error that users cause and can mend, and what raises it for a missing library."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -23,3 +26,13 @@ def library(module: str, extra: str) -> Any:
         raise ClipagError(
             f"{error.name} is not installed: pip install 'clipag-plugins[{extra}]'."
         ) from error
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End a module that is run by itself as `clipag` ends on bad input: no traceback, and 2."""
+    try:
+        yield
+    except (ClipagError, OSError) as error:
+        print(f"clipag: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,7 +1,9 @@
 """The model card of a fine-tuned model: what `save_pretrained` writes, and how it was made."""
 
+import re
 from pathlib import Path
 
+from clipag_plugins import hub
 from clipag_plugins.files import write_beside
 from clipag_plugins.model import ClipagModel
 
@@ -19,6 +21,7 @@ def write_card(
     folder: Path,
     config: Config,
     model: ClipagModel,
+    done: int,
     seconds: float,
     machine: str,
     skipped: int,
@@ -38,8 +41,9 @@ def write_card(
         f"- threat model: {threat}, {config.threat.attack_steps} PGD steps, on images of "
         f"{model.visual.native_size} pixels in [0, 1]",
         f"- data: {'; '.join(map(_describe, config.data))}; {skipped} unreadable samples skipped",
-        f"- compute: {config.steps} updates of {config.batch} pictures, "
-        f"{seconds / 3600:.2f} hours on {machine}",
+        f"- compute: {done} updates of {config.batch} pictures"
+        + (f", of {config.steps} in all" if done < config.steps else "")
+        + f", {seconds / 3600:.2f} hours on {machine}",
         f"- AdamW, lr {config.lr:g}, weight decay {config.weight_decay:g}, EMA {config.ema:g}, "
         f"seed {config.seed}",
     ]
@@ -48,10 +52,11 @@ def write_card(
         lines += ["Not measured: the config names no validation data."]
     else:
         held = config.validation
+        own = f"class, as `{config.template}`," if held.kind == "classes" else "text"
         lines += [
             f"Share of {after.pictures} held-out pictures (`{held.path}`"
             + (f", split {held.split}" if held.kind == "corpus" else "")
-            + f") whose own text is among the {after.top} likeliest of {after.texts}; robust: "
+            + f") whose own {own} is among the {after.top} likeliest of {after.texts}; robust: "
             f"under the threat model of training, {config.threat.attack_steps} PGD steps.",
             "",
             "| | clean | robust |",
@@ -60,8 +65,16 @@ def write_card(
             f"| after | {after.clean:.1%} | {after.robust:.1%} |",
         ]
     card = (folder / "README.md").read_text(encoding="utf-8")
+    if base := _hub_name(config.model):
+        card = card.replace("---\n", f"---\nbase_model: {base}\n", 1)
     with write_beside(folder / "README.md") as temporary:
         temporary.write_text(card + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _hub_name(model: str) -> str | None:
+    if known := hub.MODELS.get(model):
+        return known.address if known.place == "hub" else None
+    return model if re.fullmatch(hub.REPOSITORY, model) and not Path(model).exists() else None
 
 
 def threat_of(config: Config) -> str:

@@ -18,8 +18,8 @@ from clipag_plugins.files import write_beside
 
 from . import processes
 
-# What torch.load raises for bytes that are no whole checkpoint.
-DAMAGED = (EOFError, OSError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
+# What torch.load raises for bytes that are no whole checkpoint. A system's error is none of them.
+DAMAGED = (EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 
 class Recipe:
@@ -80,24 +80,47 @@ def restore(path: Path, parts: Mapping[str, Any]) -> int:
 
 def save_in(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> None:
     """Write one more checkpoint to a folder, then remove all but the last `keep`."""
-    save(folder / f"{step:08d}.pt", step, parts)
+    save(folder / _name(step), step, parts)
     if processes.rank() == 0:
         for path in _checkpoints(folder)[:-keep]:
             path.unlink()
 
 
 def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
-    """Load the last checkpoint of a folder that is whole; return its step, or 0."""
-    for path in reversed(_checkpoints(folder)):
+    """Load the last checkpoint of a folder that is whole; return its step, or 0.
+
+    Every process of a run calls it. The first chooses, and renames what it finds damaged; the
+    others load the same one.
+
+    Raises:
+        ClipagError: a process cannot read what the first has chosen.
+    """
+    state: dict[str, Any] | None = None
+    if processes.rank() == 0:
+        for path in reversed(_checkpoints(folder)):
+            try:
+                state = _read(path)
+                break
+            except DAMAGED as error:
+                # Left in place, it would count as the newest, and the next be pruned for it.
+                kept = path.replace(path.with_suffix(".damaged"))
+                logging.getLogger(__name__).warning(
+                    "%s is damaged (%r): it is %s now, and the one before it is taken.",
+                    path, error, kept.name,
+                )  # fmt: skip
+    (step, *_) = processes.gather(state and state["step"])
+    if step is None:
+        return 0
+    if state is None:
+        path = folder / _name(step)
         try:
             state = _read(path)
-        except DAMAGED as error:
-            logging.getLogger(__name__).warning(
-                "%s is damaged (%r): the one before it is taken.", path, error
-            )
-            continue
-        return _fill(parts, state)
-    return 0
+        except (OSError, *DAMAGED) as error:
+            raise ClipagError(
+                f"Process {processes.rank()} cannot read {path}, which process 0 goes on from "
+                f"({type(error).__name__}): all processes need the same --out folder."
+            ) from error
+    return _fill(parts, state)
 
 
 def tidy(folder: Path) -> None:
@@ -120,6 +143,10 @@ def _fill(parts: Mapping[str, Any], state: dict[str, Any]) -> int:
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["step"])
+
+
+def _name(step: int) -> str:
+    return f"{step:08d}.pt"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

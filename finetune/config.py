@@ -88,7 +88,7 @@ class Config:
         objective: "clipag" (contrastive under attack), "tecoa" (supervised by class names) or
             "fare" (unsupervised).
         clean_weight: weight of the same loss on the images as they are.
-        template: what "tecoa" makes of a class name.
+        template: what "tecoa", and validation by classes, make of a class name.
         steps: updates.
         batch: effective batch: samples of one update, over all processes.
         micro_batch: samples that a process computes at once: it sets the memory.
@@ -96,7 +96,8 @@ class Config:
             applied to biases, norms and gains.
         warmup: updates of linear warm-up; a cosine to 0 follows.
         ema: decay of the average of the weights; the average is the result. 0 is none.
-        precision: "auto" (bfloat16 where a measurement finds it fast), "float32" or "bfloat16".
+        precision: "auto" (bfloat16 where a measurement at the run's start finds it fast),
+            "float32" or "bfloat16".
         compile: pass the tower through `torch.compile`.
         shard: give each of several processes a share of the weights, their gradients, AdamW's
             moments and the average (FSDP2), and not a copy (DDP): for a tower whose gradients
@@ -111,9 +112,9 @@ class Config:
         seed: of everything.
         save_every, keep: updates between checkpoints, and how many are kept.
         picture_every, prompts: updates between pictures of the PAG, and what they should show.
-        evaluate_every, evaluate_samples, evaluate_top: updates between evaluations (0: at the
-            end alone), samples of one, and among how many of the likeliest captions a
-            picture's own counts as found.
+        evaluate_every, evaluate_samples, evaluate_top: updates between evaluations, which also
+            write the model (0: at the end alone), samples of one, and among how many of the
+            likeliest texts a picture's own counts as found.
         wandb: a project of Weights & Biases to log to as well.
         threat: the threat model.
         data: the sources.
@@ -240,7 +241,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return fraction(value)
     plain = get_origin(hint) or hint
     if not isinstance(plain, type) or type(value) is not plain:
-        word = getattr(plain, "__name__", str(hint))
+        word = hint.__name__ if isinstance(hint, type) else str(hint)
         raise ClipagError(f"{where} is {value!r}, which is no {word}: correct the config.")
     return value
 
@@ -259,8 +260,16 @@ def check(config: Config) -> None:
         _choice("data.kind", source.kind, KINDS)
         if not source.path:
             raise ClipagError(f"A source of {source.kind} has no path: say where it is.")
-        if not source.weight > 0:
-            raise ClipagError(f"data.weight is {source.weight}: leave out what is not drawn from.")
+        if source.kind != "shards" and not isinstance(source.path, str):
+            raise ClipagError(
+                f"data.path is {source.path}: kind {source.kind} takes one path, so name a source "
+                "for each."
+            )
+        if not 0 < source.weight < math.inf:
+            raise ClipagError(
+                f"data.weight is {source.weight}: give a number above 0, and leave out what is "
+                "not drawn from."
+            )
     for name, least in (("steps", 1), ("batch", 1), ("micro_batch", 1), ("streams", 1),
                         ("workers", 0), ("save_every", 1), ("keep", 1), ("warmup", 0),
                         ("picture_every", 0), ("evaluate_every", 0), ("evaluate_samples", 1),

@@ -18,9 +18,7 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import subprocess
-import sys
 import tarfile
 import unicodedata
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from clipag_plugins.errors import ClipagError
+from clipag_plugins.errors import ClipagError, library, one_sentence
 from clipag_plugins.files import write_beside
 
 SIZE = 96
@@ -92,16 +90,23 @@ def fetch_packages(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for emoji_set, version in EMOJI_SETS.items():
         if not (folder / f"iconify-json-{emoji_set}-{version}.tgz").exists():
-            if shutil.which("npm") is None:
-                raise ClipagError("The corpus comes by npm, apt-get and dpkg-deb: install them.")
-            command = ["npm", "pack", "--silent", f"@iconify-json/{emoji_set}@{version}"]
-            subprocess.run(command, cwd=folder, check=True)
+            _run(folder, "npm", "pack", "--silent", f"@iconify-json/{emoji_set}@{version}")
     for package in DEBIAN_PACKAGES:
         if not (folder / package).exists():
-            subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+            _run(folder, "apt-get", "download", package)
             (archive,) = folder.glob(f"{package}_*.deb")
             with write_beside(folder / package) as unpacked:
-                subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
+                _run(folder, "dpkg-deb", "-x", archive.name, str(unpacked.resolve()))
+
+
+def _run(folder: Path, *command: str) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ClipagError(
+            f"{' '.join(command)!r} failed: the corpus comes by npm, apt-get and dpkg-deb, from "
+            "the network."
+        ) from error
 
 
 def unicode_names() -> dict[str, str]:
@@ -113,8 +118,7 @@ def unicode_names() -> dict[str, str]:
 
 def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, str]]:
     """Yield (picture, caption, source, name, group) for every emoji set."""
-    import resvg_py  # only the corpus needs it, the split lists do not
-
+    resvg_py = library("resvg_py", "weights")  # only the corpus needs it, the split lists do not
     spaced = unicode_names()
     groups: dict[str, str] = {}
     for emoji_set, version in EMOJI_SETS.items():
@@ -270,7 +274,5 @@ def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
-    try:
+    with one_sentence():
         build(parser.parse_args().work)
-    except ClipagError as error:
-        sys.exit(f"clipag: {error}")

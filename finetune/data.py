@@ -9,11 +9,15 @@ A sample that cannot be read is counted, logged and skipped; so is the rest of a
 breaks off.
 """
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import math
+import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from clipag_plugins.errors import ClipagError
+from clipag_plugins.errors import ClipagError, library
 
 from . import corpus
 from .config import Config, Source
@@ -50,9 +54,9 @@ class Units(Protocol):
 
 
 class Rows:
-    """A source whose units are single samples: a list of pictures and captions."""
+    """A source whose units are single samples: pictures and captions; None is the .txt beside."""
 
-    def __init__(self, rows: Sequence[tuple[Path, str]]):
+    def __init__(self, rows: Sequence[tuple[Path, str | None]]):
         self.rows = rows
 
     def __len__(self) -> int:
@@ -61,7 +65,7 @@ class Rows:
     def read(self, unit: int) -> Iterator[Raw]:
         """Yield the one sample of a row."""
         path, caption = self.rows[unit]
-        yield str(path), path, caption
+        yield str(path), path, _caption_beside(path) if caption is None else caption
 
 
 class CorpusRows:
@@ -94,10 +98,10 @@ class Shards:
     """Webdataset shards. Where there are fewer than streams, each is shared by several."""
 
     def __init__(self, path: str | list[str], streams: int):
-        from webdataset.shardlists import expand_urls
-
-        paths = [path] if isinstance(path, str) else path
-        self.urls = [url for pattern in paths for url in expand_urls(pattern)]
+        expand_urls = library("webdataset.shardlists", "finetune").expand_urls
+        given = [path] if isinstance(path, str) else path
+        paths = [os.path.expanduser(each) for each in given]  # noqa: PTH111 (a URL is no Path)
+        self.urls: list[str] = [url for pattern in paths for url in expand_urls(pattern)]
         if len(paths) == 1 and Path(paths[0]).is_dir():
             self.urls = sorted(map(str, Path(paths[0]).glob("*.tar")))
         self.parts = -(-streams // max(1, len(self.urls)))
@@ -154,7 +158,7 @@ def open_source(source: Source, streams: int = 1) -> Units:
     elif source.kind == "files":
         found = sorted(p for p in where.rglob("*") if p.suffix.lower() in PICTURES)
         # A picture without its .txt stays in, to be counted as a bad sample.
-        units = Rows([(p, _read_caption(p.with_suffix(".txt"))) for p in found])
+        units = Rows([(p, None) for p in found])
     else:
         found = sorted(p for p in where.glob("*/**/*") if p.suffix.lower() in PICTURES)
         folders = [p.relative_to(where).parts[0] for p in found]
@@ -178,14 +182,14 @@ def class_names(sources: Sequence[Source]) -> list[str]:
         if isinstance(units, CorpusRows):
             names |= {row.caption for row in units.rows}
         else:
-            names |= {caption for _, caption in units.rows}
+            names |= {caption for _, caption in units.rows if caption}
     return sorted(names)
 
 
 def _class_texts(folders: Sequence[str], where: Path) -> dict[str, str]:
     """Return what the classes of an ImageFolder are called; ImageNet's folders are ids."""
     if not any(re.fullmatch(r"n\d{8}", folder) for folder in folders):
-        return {folder: folder.replace("_", " ") for folder in folders}
+        return {folder: folder.replace("_", " ").strip() for folder in folders}
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     # Its names are in the order of the ids, so all of them must be there.
@@ -197,21 +201,26 @@ def _class_texts(folders: Sequence[str], where: Path) -> dict[str, str]:
     return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
 
 
-def _read_caption(path: Path) -> str:
+def _caption_beside(picture: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return picture.with_suffix(".txt").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def _table(path: Path, source: Source) -> list[tuple[Path, str]]:
+def _table(path: Path, source: Source) -> list[tuple[Path, str | None]]:
     if not path.is_file():
         raise ClipagError(f"There is no table {path}: name a .csv, .tsv or .jsonl file.")
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            rows: list[Any] = [_json(line) for line in file if line.strip()]
-        else:
-            rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's begin with a mark
+            if path.suffix == ".jsonl":
+                rows: list[Any] = [_json(line) for line in file if line.strip()]
+            else:
+                rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ClipagError(
+            f"{path} cannot be read as a table ({error}): save it as UTF-8, with short fields."
+        ) from error
     for column in (source.image, source.caption):
         if not any(isinstance(row, dict) and row.get(column) for row in rows):
             raise ClipagError(f"{path} has no column {column!r}: set data.image and data.caption.")
@@ -255,6 +264,15 @@ def decode(picture: Any, side: int, crop: float, draw: np.random.Generator | Non
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def _sample(
+    raw: Raw, side: int, crop: float, draw: np.random.Generator | None
+) -> tuple[Tensor, str]:
+    _, picture, caption = raw
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError("it has no caption")
+    return decode(picture, side, crop, draw), caption.strip()
+
+
 class Stream:
     """One endless sequence of samples, mixed from the sources by their weights.
 
@@ -287,16 +305,13 @@ class Stream:
                         f"{self.log} says why."
                     )
                 continue
-            name, picture, caption = raw
             try:
-                if not isinstance(caption, str) or not caption.strip():
-                    raise ValueError("it has no caption")
-                image = decode(picture, self.side, self.config.crop, draw)
+                found = _sample(raw, self.side, self.config.crop, draw)
             except BROKEN as error:
-                self._skip(name, error)
+                self._skip(raw[0], error)
                 continue
             self.state[0] += 1
-            return image, caption.strip()
+            return found
 
     def _advance(self, source: int) -> Raw | None:
         """Return the next sample as it is in a source, or None where a unit ended."""
@@ -346,21 +361,31 @@ class Stream:
 Block = tuple[Tensor, list[list[str]], dict[int, list[int]]]
 
 
-class _Blocks(IterableDataset[Block]):
+class _Blocks(IterableDataset[Block | ClipagError]):
     """What a decoding worker does: micro-batches of the streams that are its own."""
 
     def __init__(self, streams: list[Stream], rows: int):
         self.streams, self.rows = streams, rows
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Block | ClipagError]:
         worker = get_worker_info()
         share = np.array_split(np.arange(len(self.streams)), worker.num_workers if worker else 1)
         mine = [self.streams[i] for i in share[worker.id if worker else 0]]
         while True:
-            drawn = [[stream.next() for stream in mine] for _ in range(self.rows)]
+            try:
+                drawn = [[stream.next() for stream in mine] for _ in range(self.rows)]
+            except ClipagError as error:  # raised here, a worker's would come with its traceback
+                yield error
+                return
             images = torch.stack([torch.stack([image for image, _ in row]) for row in drawn])
             captions = [[caption for _, caption in row] for row in drawn]
             yield images, captions, {stream.number: [*stream.state] for stream in mine}
+
+
+def _outlast(_: int) -> None:
+    """Let a decoding worker live through a signal to all: its process finishes an update first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 class Data:
@@ -382,7 +407,7 @@ class Data:
         self._workers = min(config.workers, len(self._streams))
         self._numbers = torch.tensor(numbers)
         self._config = config
-        self._blocks: Iterator[Block] | None = None
+        self._blocks: Iterator[Block | ClipagError] | None = None
         # Where the samples that were taken end; workers have read further already.
         self.states = {stream.number: [*stream.state] for stream in self._streams}
 
@@ -398,10 +423,17 @@ class Data:
         """Return the next micro-batch: (M, 3, side, side) uint8, and M captions."""
         if self._blocks is None:
             blocks = _Blocks(self._streams, self._rows)
-            self._blocks = iter(DataLoader(blocks, batch_size=None, num_workers=self._workers))
-        parts = [next(self._blocks) for _ in range(max(1, self._workers))]
-        for _, _, states in parts:
-            self.states |= states
+            loader = DataLoader(
+                blocks, batch_size=None, num_workers=self._workers, worker_init_fn=_outlast
+            )
+            self._blocks = iter(loader)
+        parts: list[Block] = []
+        for _ in range(max(1, self._workers)):
+            block = next(self._blocks)
+            if isinstance(block, ClipagError):
+                raise block
+            parts.append(block)
+            self.states |= block[2]
         images = torch.cat([images for images, _, _ in parts], dim=1).flatten(0, 1)
         rows = zip(*(captions for _, captions, _ in parts), strict=True)
         return images, [caption for row in rows for block in row for caption in block]
@@ -414,20 +446,20 @@ class Data:
 
 
 def held_out(source: Source, side: int, count: int) -> tuple[Tensor, list[str]]:
-    """Return up to `count` samples, (N, 3, side, side) uint8, spread over all of a source."""
-    units = open_source(source)
-    images: list[Tensor] = []
-    captions: list[str] = []
-    for unit in np.random.default_rng(0).permutation(len(units)):
-        try:
-            for _, picture, caption in units.read(int(unit)):
-                if caption and len(images) < count:
-                    images.append(decode(picture, side, 1.0, None))
-                    captions.append(caption.strip())
-        except BROKEN:
-            continue
-        if len(images) == count:
-            break
-    if not images:
+    """Return the first `count` samples, (N, 3, side, side) uint8, of a source's shuffled units.
+
+    A unit is a row, or a shard, whose samples come together.
+    """
+    found = [*itertools.islice(_shuffled(open_source(source), side), count)]
+    if not found:
         raise ClipagError(f"Nothing in the validation data {source.path} can be read.")
-    return torch.stack(images), captions
+    images, captions = zip(*found, strict=True)
+    return torch.stack(images), [*captions]
+
+
+def _shuffled(units: Units, side: int) -> Iterator[tuple[Tensor, str]]:
+    for unit in np.random.default_rng(0).permutation(len(units)):
+        with contextlib.suppress(*BROKEN):  # a shard may break off
+            for raw in units.read(int(unit)):
+                with contextlib.suppress(*BROKEN):
+                    yield _sample(raw, side, 1.0, None)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipag_plugins.errors import one_sentence
 from clipag_plugins.files import write_beside
 from clipag_plugins.gmm import SIDE
 
@@ -82,7 +83,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     destination = arguments.out or arguments.work / "gmm.safetensors"
-    if arguments.folder:
-        fit(folder_classes(arguments.folder), destination)
-    else:
-        fit(corpus_classes(arguments.work, arguments.seed), destination)
+    with one_sentence():
+        if arguments.folder:
+            fit(folder_classes(arguments.folder), destination)
+        else:
+            fit(corpus_classes(arguments.work, arguments.seed), destination)

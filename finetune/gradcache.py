@@ -125,13 +125,9 @@ def attack(
     anchor: Tensor | None,
 ) -> Tensor:
     """Return a micro-batch of images (M, 3, S, S) in [0, 1], attacked."""
-    generator = torch.Generator()
-    start = torch.cat(
-        [
-            threat_model.random_start(image, generator.manual_seed(seed))
-            for image, seed in zip(images.split(1), seeds, strict=True)
-        ]
-    )
+    generator, shape = torch.Generator(), images[:1].shape
+    noise = torch.cat([threat_model.noise(shape, generator.manual_seed(seed)) for seed in seeds])
+    start = threat_model.start_at(images, noise)
     return pgd(
         images, lambda x: objective.mismatch(embed(x), rows, anchor), threat_model, start=start
     )

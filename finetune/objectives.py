@@ -110,7 +110,7 @@ class Clipag(Tecoa):
         self.number = {caption: i for i, caption in enumerate(dict.fromkeys(every))}
         names = list(self.number)
         share = -(-len(names) // processes.count())  # all shares are filled up to one length
-        mine = (names * 2)[processes.rank() * share :][:share]
+        mine = names[processes.rank() * share :][:share]
         mine += names[:1] * (share - len(mine))
         self.texts = processes.stack(self._encode(mine)).flatten(0, 1)[: len(names)]
         super().begin(captions, views)

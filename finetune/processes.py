@@ -1,7 +1,12 @@
 """What the processes of a run tell each other. A run of one process says nothing."""
 
 import os
-from typing import TypeVar
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +19,37 @@ def join(device: torch.device) -> None:
     """Join the other processes if `torchrun` started this one."""
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    """Take leave of the other processes: all must have done what they had to do together."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def heeding() -> Iterator[list[int]]:
+    """Note the numbers of SIGTERM and SIGINT (Ctrl-C) in a list, instead of ending by them.
+
+    In a run of one process the second of a kind acts as ever; torchrun may send several.
+    """
+    noted: list[int] = []
+    usual: dict[int, Any] = {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+        if count() == 1:
+            signal.signal(number, usual[number])
+
+    if threading.current_thread() is threading.main_thread():  # no other may set a handler
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a script
+                usual[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def rank() -> int:

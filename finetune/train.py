@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,24 @@ from .evaluate import Scores, evaluate
 from .gradcache import Batch, Spool, Times, gradient
 from .objectives import Clipag, Fare, Objective, Tecoa, embed_texts
 
+Validation = tuple[Tensor, Tensor, Tensor]  # images, labels, and the texts (C, D)
+
 
 @dataclass
 class Run:
-    """What a checkpoint holds beside weights: where the data is, and what the run has cost."""
+    """What a checkpoint holds beside weights: where the data is, cost so far, and precision."""
 
     states: dict[int, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
+    precision: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {"states": self.states, "seconds": self.seconds}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take plain values."""
-        self.states, self.seconds = state["states"], state["seconds"]
+        vars(self).update(state)
 
 
 def build(config: Config) -> ClipagModel:
@@ -150,6 +154,8 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
 
     Raises:
         ClipagError: something in the config cannot be had, or the folder holds another run.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came, and a checkpoint was saved after the update
+            that was being made; the argument is the signal's number.
     """
     processes.join(device)
     check_processes(config, processes.count())
@@ -168,13 +174,10 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     if config.checkpoint_activations:
         keep_no_activations(tower)
     threat_model = config.threat.model()
-    dtype = precision.choose(config.precision, tower)
-    if dtype == torch.float16:
-        dtype = torch.float32  # its range would need the loss scaled
     source = data.Data(config, side, processes.rank(), processes.count(), out)
     validation = None
     if config.validation.kind and first:
-        validation = data.held_out(config.validation, side, config.evaluate_samples)
+        validation = held_out(config, model, side)
 
     # From here on the data alone says what happens; where it stands is in the checkpoint.
     average = checkpoint.Averaged(tower, config.ema)
@@ -194,6 +197,13 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     start = checkpoint.restore_last(out, parts)
     if start:
         source.restore(run.states)
+    if config.precision != "auto":
+        run.precision = config.precision
+    elif not run.precision:  # one measurement for all processes and for the whole run
+        # float16's range would need the loss scaled
+        fast = precision.choose("auto", tower) == torch.bfloat16
+        run.precision = processes.gather("bfloat16" if fast else "float32")[0]
+    dtype = precision.PRECISIONS[run.precision]
     learner = tower
     if config.compile:
         tower.compile()
@@ -210,59 +220,76 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         """Return the average in one piece on the first process; all processes call it."""
         return sharding.whole(average.tower, original) if sharded else average.tower
 
-    steps = range(start, config.steps)
-    for step in checkpoint.progress(start, config.steps, out.name) if first else steps:
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(config, step)
-        batch = collect(config, source, step, images)
-        times.add("data")
-        optimizer.zero_grad()
-        loss = gradient(
-            learner, objective, threat_model, batch, attacked,
-            clean_weight=config.clean_weight, dtype=dtype, times=times,
-        )  # fmt: skip
-        if not math.isfinite(loss):
-            raise ClipagError(
-                f"The loss of step {step + 1} is {loss}: lower lr, or set precision to float32. "
-                "The last checkpoint is kept."
-            )
-        norm: Any = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
-        if sharded:
-            norm = norm.full_tensor()
-        optimizer.step()
-        average.update(tower, step)
-        times.add("update")
-        run.seconds += time.perf_counter() - began
-        done = step + 1
+    result = out / "model"
+    # A model of the package's would lend it its licence and threat model by the name.
+    name = f"{out.name}-finetuned" if out.name in hub.MODELS else out.name
 
-        if done % config.save_every == 0 or done == config.steps:
-            for states in processes.gather(source.states):
-                run.states |= states
-            _save(out, done, parts, config.keep)
-        if log is not None:
-            skipped = sum(state[1] for state in source.states.values())
-            log.step(done, loss, float(norm), rate(config, step), times, skipped)
-        draw = config.picture_every and done % config.picture_every == 0
-        judge = config.evaluate_every and done % config.evaluate_every == 0
-        if draw or judge:
-            present = shown()
-            if log is not None and draw:
-                log.picture(done, draw_pag(model, present, config.prompts, side))
-            if log is not None and judge and validation:
-                log.scores(done, _scores(config, model, present, validation))
+    @cache
+    def before() -> Scores | None:
+        return _scores(config, original.to(device), validation)
 
-    result, learnt = out / "model", shown()
-    if first:
-        model.visual = learnt
-        model.name = out.name
+    def keep(done: int, learnt: nn.Module) -> None:
+        """Write the model that the run has come to, and how good it is."""
+        if log is None:
+            return
+        scores = before(), _scores(config, learnt, validation)
+        if scores[1] is not None:
+            log.scores(done, scores[1])
+        model.visual, model.name = learnt, name
         model.eval().save_pretrained(result)
-        before, after = None, None
-        if validation:
-            after = _scores(config, model, learnt, validation)
-            before = _scores(config, model, original.to(device), validation)
         skipped = sum(state[1] for state in run.states.values())
-        write_card(result, config, model, run.seconds, machine(device), skipped, before, after)
+        write_card(result, config, model, done, run.seconds, machine(device), skipped, *scores)
+
+    steps = range(start, config.steps)
+    with processes.heeding() as signals:
+        for step in checkpoint.progress(start, config.steps, out.name) if first else steps:
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = rate(config, step)
+            batch = collect(config, source, step, images)
+            times.add("data")
+            optimizer.zero_grad()
+            loss = gradient(
+                learner, objective, threat_model, batch, attacked,
+                clean_weight=config.clean_weight, dtype=dtype, times=times,
+            )  # fmt: skip
+            norm: Any = nn.utils.clip_grad_norm_(tower.parameters(), config.clip)
+            norm = float(norm.full_tensor() if sharded else norm)
+            if not math.isfinite(loss + norm):
+                raise ClipagError(
+                    f"The loss of step {step + 1} is {loss} and its gradient's norm {norm}: go on "
+                    "with --set precision=float32 or, if that was it already, start in another "
+                    "--out with a lower lr. The last checkpoint is kept."
+                )
+            optimizer.step()
+            average.update(tower, step)
+            times.add("update")
+            run.seconds += time.perf_counter() - began
+            done = step + 1
+
+            stop = [number for each in processes.gather(signals) for number in each]
+            draw = config.picture_every and done % config.picture_every == 0
+            judge = config.evaluate_every and done % config.evaluate_every == 0
+            save = done % config.save_every == 0 or done == config.steps or stop
+            if save or judge:
+                for states in processes.gather(source.states):
+                    run.states |= states
+            if save:
+                _save(out, done, parts, config.keep)
+            if stop:
+                processes.gather(None)  # nobody leaves before the checkpoint is written
+                raise KeyboardInterrupt(stop[0])
+            if log is not None:
+                skipped = sum(state[1] for state in source.states.values())
+                log.step(done, loss, norm, rate(config, step), times, skipped)
+            if draw or judge:
+                present = shown()
+                if log is not None and draw:
+                    log.picture(done, draw_pag(model, present, config.prompts, side))
+                if judge and done < config.steps:
+                    keep(done, present)
+
+    keep(config.steps, shown())
     processes.gather(None)  # nobody leaves before the result is written
     return result
 
@@ -278,15 +305,27 @@ def _save(out: Path, step: int, parts: dict[str, Any], keep: int) -> None:
         ) from error
 
 
-def _scores(
-    config: Config, model: ClipagModel, tower: nn.Module, validation: tuple[Tensor, list[str]]
-) -> Scores:
-    template = config.template if config.objective == "tecoa" else "{}"
-    names = sorted(set(validation[1]))
+def held_out(config: Config, model: ClipagModel, side: int) -> Validation:
+    """Read the validation data, and embed the texts that its pictures choose from.
+
+    Of classes these are all, put into the template, as for any zero-shot classification; of
+    pictures with captions, the captions of the sample.
+    """
+    images, captions = data.held_out(config.validation, side, config.evaluate_samples)
+    classes = config.validation.kind == "classes"
+    names = data.class_names([config.validation]) if classes else sorted(set(captions))
+    template = config.template if classes or config.objective == "tecoa" else "{}"
     texts = embed_texts(model, [template.replace("{}", name) for name in names])
-    labels = torch.tensor([names.index(caption) for caption in validation[1]])
+    number = {name: i for i, name in enumerate(names)}
+    return images, torch.tensor([number[caption] for caption in captions]), texts
+
+
+def _scores(config: Config, tower: nn.Module, validation: Validation | None) -> Scores | None:
+    if validation is None:
+        return None
+    images, labels, texts = validation
     return evaluate(
-        tower, texts, validation[0], labels, config.threat.model(), config.evaluate_top,
+        tower, texts, images, labels, config.threat.model(), config.evaluate_top,
         config.micro_batch,
     )  # fmt: skip
 

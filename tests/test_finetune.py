@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,6 +28,7 @@ from clipag_plugins.finetune import (
     sharding,
     train,
 )
+from clipag_plugins.finetune.card import write_card
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -228,13 +230,37 @@ def _one_process(rank, folder, shards):
     train.train(cfg, folder / "shared", torch.device("cpu"))
     if rank == 0:
         resume_at_two(folder, "shared", "resumed")
+        (folder / "chosen").mkdir()
     torch.distributed.barrier()
     train.train(cfg, folder / "resumed", torch.device("cpu"))
+    for shard in (False, True):
+        train.train(vit_run(shards, shard=shard), folder / f"vit-{shard}", torch.device("cpu"))
+    choose_a_checkpoint_together(rank, folder / "chosen")
     torch.distributed.destroy_process_group()
+
+
+def choose_a_checkpoint_together(rank, folder):
+    parts = {"tower": torch.nn.Linear(2, 2)}
+    for step in (1, 2):
+        checkpoint.save_in(folder, step, parts, keep=2)
+    if rank == 0:
+        (folder / "00000002.pt").write_bytes(b"half of it")
+    torch.distributed.barrier()
+    assert checkpoint.restore_last(folder, parts) == 1
+    if rank == 0:
+        assert checkpoint.restore_last(folder, parts) == 1
+    else:
+        with pytest.raises(clip.ClipagError, match="need the same --out"):
+            checkpoint.restore_last(folder.parent / "elsewhere", parts)
 
 
 def short_run(shards, **changes):
     return settings(shards, steps=3, micro_batch=4, picture_every=3, **changes)
+
+
+def vit_run(shards, **changes):
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
+    return settings(shards, steps=2, micro_batch=4, vision=vision, **changes)
 
 
 def resume_at_two(folder, run, copy):
@@ -269,6 +295,17 @@ def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
     models = [clip.load_clipag(two_processes / name / "model") for name in ("shared", "resumed")]
     for a, b in zip(*(model.visual.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_two_processes_train_a_vit_with_copies_or_shares_as_one_does(two_processes, shards):
+    train.train(vit_run(shards), two_processes / "vit-alone", torch.device("cpu"))
+    alone, copies, shares = (
+        torch.load(two_processes / f"vit-{name}" / "00000002.pt")
+        for name in ("alone", "False", "True")
+    )
+    for found in (copies, shares):
+        for a, b in zip(tensors(found), tensors(alone), strict=True):
+            assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
 
 def tensors(state):
@@ -333,14 +370,61 @@ def test_bad_samples_and_a_broken_shard_are_counted_logged_and_skipped(shards, t
     assert "no caption" in log and "cannot identify image" in log and "breaks off" in log
 
 
-def test_nothing_to_read_is_one_sentence(tmp_path):
+def test_what_is_held_out_passes_over_bad_samples(tmp_path):
+    _, picture, caption = drawings()[0]
+    captions = [caption, caption, ["a list"], caption, caption]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for number, words in enumerate(captions):
+            content = b"no picture" if number == 1 else png(picture)
+            for extension, member in (
+                ("png", content),
+                ("json", json.dumps({"caption": words}).encode()),
+            ):
+                info = tarfile.TarInfo(f"{number}.{extension}")
+                info.size = len(member)
+                tar.addfile(info, io.BytesIO(member))
+    source = config.Source("shards", str(tmp_path / "0.tar"))
+    for count, found in ((2, 2), (9, 3)):
+        images, texts = data.held_out(source, SIDE, count)
+        assert images.shape == (found, 3, SIDE, SIDE)
+        assert texts == [caption] * found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_to_read_is_one_sentence(workers, tmp_path):
     (tmp_path / "a").mkdir()
     for number in range(8):
         (tmp_path / "a" / f"{number}.png").write_bytes(b"broken")
     source = config.Source(kind="classes", path=str(tmp_path))
-    cfg = config.Config(model="clip-mini", data=[source], streams=2, micro_batch=4)
-    with pytest.raises(clip.ClipagError, match=r"can be read: .*skipped.tsv"):
+    cfg = config.Config(model="clip-mini", data=[source], streams=2, micro_batch=4, workers=workers)
+    with pytest.raises(
+        clip.ClipagError, match=r"^Nothing in .* can be read: .*skipped.tsv says why.$"
+    ):
         data.Data(cfg, SIDE, 0, 1, tmp_path).take()
+
+
+def test_tables_as_excel_writes_them(tmp_path):
+    table = tmp_path / "t.csv"
+    source = config.Source("table", str(table))
+    table.write_text("image,caption\na.png,a café\n", encoding="utf-8-sig")
+    assert next(data.open_source(source).read(0))[2] == "a café"
+    for content in ("image,caption\na.png,a café\n".encode("latin-1"),
+                    b"image,caption\na.png," + b"x" * 140_000):  # fmt: skip
+        table.write_bytes(content)
+        with pytest.raises(clip.ClipagError, match="cannot be read as a table"):
+            data.open_source(source)
+
+
+def test_a_class_is_called_what_its_pictures_are(tmp_path):
+    (tmp_path / "_big_cat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "_big_cat" / "a.png")
+    source = config.Source("classes", str(tmp_path))
+    assert data.class_names([source]) == data.held_out(source, 8, 1)[1] == ["big cat"]
+
+
+def test_shards_are_found_at_home(shards, monkeypatch):
+    monkeypatch.setenv("HOME", str(shards))
+    assert len(data.open_source(config.Source("shards", "~/{00000..00003}.tar"))) == 4
 
 
 def test_every_layout_is_read_and_mixed_by_weight(shards, tmp_path):
@@ -397,6 +481,9 @@ def test_the_configs_of_the_package_are_whole():
         ("steps", "KEY=VALUE"),
         ("batch=0", "batch is 0"),
         ("threat.eps=2/0", "threat.eps is '2/0', which is no float"),
+        ("data.0.path=2024", "data.0.path is 2024, which is no str | list[str]"),
+        ('data.0.path=["a", "b"]', "kind corpus takes one path"),
+        ("data.0.weight=inf", "data.weight is inf"),
     ],
 )
 def test_a_mistaken_setting_is_one_sentence(change, words):
@@ -427,6 +514,23 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
     for changes in (["streams=3"], ["micro_batch=20"], ["batch=100"]):
         with pytest.raises(clip.ClipagError, match="multiple"):
             config.check_processes(config.read("mini", changes), 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("corpus", ["--work", "w"], "comes by npm, apt-get and dpkg-deb"),
+        ("gmm", ["--folder", "nowhere", "--out", "o"], "nowhere"),
+    ],
+)
+def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", f"clipag_plugins.finetune.{module}", *arguments],
+        cwd=tmp_path, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("clipag: ") and words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 # ------------------------------------------------------------------ runs
@@ -471,6 +575,8 @@ def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path
     (tmp_path / "00000003.pt").write_bytes(b"half of it")
     assert checkpoint.restore_last(tmp_path, {"tower": tower}) == 2
     assert (tower.weight == 2).all()
+    checkpoint.save_in(tmp_path, 2, {"tower": tower}, keep=1)  # the damaged one does not outrank it
+    assert checkpoint.restore_last(tmp_path, {"tower": tower}) == 2
 
 
 TOML = """
@@ -510,9 +616,11 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    *_, last = sorted(tmp_path.glob("killed/*.pt"))
     assert not (tmp_path / "killed" / "model").exists()
     done = run("finetune", "run.toml", "--out", "killed")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"(\d+)/6 \[", done.stderr)[1] == str(int(last.stem))  # not from the start
     assert done.stdout.strip() == "killed/model"
     whole, killed = (clip.load_clipag(tmp_path / name / "model") for name in ("whole", "killed"))
     start = clip.load_clipag("clip-mini").visual.state_dict()
@@ -530,12 +638,93 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
         train.train(other, tmp_path / "whole", torch.device("cpu"))
 
 
+def test_a_stopped_run_saves_its_last_update(shards, tmp_path):
+    changes = {"steps = 6": "steps = 10000", "save_every = 1": "save_every = 10000\nworkers = 2",
+               "picture_every = 6": "evaluate_every = 1"}  # fmt: skip
+    text = TOML.replace("SHARDS", str(shards))
+    for before, after in changes.items():
+        text = text.replace(before, after)
+    (tmp_path / "run.toml").write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipag_plugins", "finetune", "run.toml"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        shown = ""
+        while not re.search(r" ([2-9]|\d\d+)/10000 ", shown) and process.poll() is None:
+            shown += process.stderr.read(1)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does, and torchrun
+        said, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, shown + rest
+    assert said == "clipag: interrupted; the same command goes on from run.\n"
+    assert "Traceback" not in rest
+    (saved,) = (tmp_path / "run").glob("*.pt")
+    assert int(saved.stem) >= 3
+    model = clip.load_clipag(tmp_path / "run" / "model")  # that of the last evaluation
+    assert model.visual.native_size == SIDE
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "updates of 8 pictures, of 10000 in all" in card and "| after |" in card
+
+
+def test_classes_are_told_apart_in_the_template(tmp_path):
+    for folder in ("_big_cat", "dog", "owl"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    model = clip.load_clipag("clip-mini")
+    cfg = config.Config(
+        validation=config.Source("classes", str(tmp_path)), evaluate_samples=1, template="my {}!"
+    )
+    images, labels, texts = train.held_out(cfg, model, SIDE)
+    assert images.shape[0] == labels.shape[0] == 1
+    names = ["my big cat!", "my dog!", "my owl!"]
+    assert torch.equal(texts, objectives.embed_texts(model, names))
+
+
+def test_a_card_names_the_repository_that_was_started_from(tmp_path):
+    model = clip.load_clipag("clip-mini")
+    for start, named in (("vanilla:RN50", "timm/resnet50_clip.openai"), ("a/b", "a/b"),
+                         ("clip-mini", None)):  # fmt: skip
+        model.save_pretrained(tmp_path)
+        write_card(tmp_path, config.Config(model=start), model, 1, 1.0, "a CPU", 0, None, None)
+        head = (tmp_path / "README.md").read_text().split("---")[1]
+        assert ("base_model" in head) == (named is not None)
+        assert named is None or f"base_model: {named}\n" in head
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped(shards, tmp_path):
+    model = clip.load_clipag("clip-mini")
+    with torch.no_grad():
+        model.logit_scale.fill_(65.0)  # a finite loss, whose squared slopes overflow
+    model.save_pretrained(tmp_path / "steep")
+    cfg = settings(shards, model=str(tmp_path / "steep"))
+    with pytest.raises(clip.ClipagError, match=r"loss of step 1 is \d.*norm inf.*another --out"):
+        train.train(cfg, tmp_path / "run", torch.device("cpu"))
+    assert not [*(tmp_path / "run").glob("*.pt")]
+
+
+def test_a_resumed_run_keeps_its_precision(shards, tmp_path):
+    for name, precision in (("whole", "bfloat16"), ("resumed", "auto")):
+        if name == "resumed":
+            (tmp_path / name).mkdir()
+            shutil.copy(tmp_path / "whole" / "00000001.pt", tmp_path / name)
+        cfg = settings(shards, steps=2, batch=8, precision=precision)
+        train.train(cfg, tmp_path / name, torch.device("cpu"))
+    whole, resumed = (torch.load(tmp_path / n / "00000002.pt") for n in ("whole", "resumed"))
+    for a, b in zip(tensors(whole), tensors(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
-    for name, keep in (("kept", False), ("twice", True)):
+    # A name of the package's lends no licence and no threat model.
+    for name, keep in (("clipag-mini", False), ("twice", True)):
         cfg = settings(shards, steps=2, vision=vision, checkpoint_activations=keep)
         train.train(cfg, tmp_path / name, torch.device("cpu"))
-    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("kept", "twice"))
+    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("clipag-mini", "twice"))
+    assert "licence" not in (tmp_path / "clipag-mini" / "model" / "README.md").read_text()
     assert kept.visual.native_size == 32
     for a, b in zip(kept.visual.parameters(), twice.visual.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # one update is 1e-3

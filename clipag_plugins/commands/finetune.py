@@ -38,14 +38,19 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     configs = library("clipag_plugins.finetune.config", "finetune")
     train = library("clipag_plugins.finetune.train", "finetune")
+    from ..finetune import processes
+
     config = configs.read(options.config, options.set)
     out = options.out or Path(Path(options.config).stem)
     need_folder(out if out.exists() else out.parent)
+    first = os.environ.get("RANK", "0") == "0"
     try:
         result = train.train(config, out, choose_device(options.device))
-    except KeyboardInterrupt:
-        print(f"clipag: interrupted; the same command goes on from {out}.")
-        return INTERRUPTED
-    if os.environ.get("RANK", "0") == "0":
+    except KeyboardInterrupt as stopped:
+        if first:
+            print(f"clipag: interrupted; the same command goes on from {out}.")
+        return 128 + stopped.args[0] if stopped.args else INTERRUPTED
+    processes.leave()
+    if first:
         print(result)
     return 0
