@@ -34,7 +34,8 @@ from torch.nn import functional as F
 from clipag_plugins.attack import L2
 from clipag_plugins.finetune import config, train
 from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
-from clipag_plugins.finetune.objectives import Clipag, embed_texts
+from clipag_plugins.finetune.objectives import Clipag
+from clipag_plugins.guide import text_embeddings
 from clipag_plugins.model import ClipagModel, normalize
 from clipag_plugins.tokenizer import tokenize
 
@@ -57,7 +58,7 @@ def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[],
     side = model.visual.native_size
     images, captions = batch_of(size, side)
     tower = model.visual.requires_grad_(True)
-    objective = Clipag(lambda texts: embed_texts(model, texts), 50.0)
+    objective = Clipag(lambda texts: text_embeddings(model, texts), 50.0)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6)
     spool = Spool(Path(tempfile.gettempdir()))
     threat = L2(EPS, ATTACK_STEPS, 2 * EPS / ATTACK_STEPS)

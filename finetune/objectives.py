@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.model import ClipagModel, normalize
-from clipag_plugins.tokenizer import tokenize
+from clipag_plugins.model import normalize
 
 from . import processes
 
-TEXTS_AT_ONCE = 256
 EncodeText = Callable[[Sequence[str]], Tensor]
 
 
@@ -180,13 +178,3 @@ class Fare(Objective):
     def loss(self, z: Tensor, rows: slice, anchor: Tensor | None, view: int) -> Tensor:
         """Return the squared distances from the original embeddings."""
         return self.mismatch(z, rows, anchor)
-
-
-@torch.no_grad()
-def embed_texts(model: ClipagModel, texts: Sequence[str]) -> Tensor:
-    """Return unit-length float32 embeddings (N, D) of texts, cut to 77 tokens."""
-    parts = [
-        model.encode_text(tokenize([*texts[i : i + TEXTS_AT_ONCE]], truncate=True).to(model.device))
-        for i in range(0, len(texts), TEXTS_AT_ONCE)
-    ]
-    return F.normalize(torch.cat(parts).float(), dim=-1)

@@ -30,6 +30,7 @@ from clipag_plugins.attack import L2, pgd
 from clipag_plugins.commands.options import need_folder
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
+from clipag_plugins.guide import text_embeddings
 from clipag_plugins.mini import build_towers
 from clipag_plugins.model import ClipagModel, ImageTower, TwoTowers, normalize
 
@@ -38,7 +39,7 @@ from .card import write_card
 from .config import Config, check_processes
 from .evaluate import Scores, evaluate
 from .gradcache import Batch, Spool, Times, gradient
-from .objectives import Clipag, Fare, Objective, Tecoa, embed_texts
+from .objectives import Clipag, Fare, Objective, Tecoa
 
 Validation = tuple[Tensor, Tensor, Tensor]  # images, labels, and the texts (C, D)
 
@@ -99,7 +100,7 @@ def objective_of(config: Config, model: ClipagModel, tower: nn.Module) -> Object
     """Make the objective that a config names, for a tower that is not trained yet."""
 
     def texts(captions: Sequence[str]) -> Tensor:
-        return embed_texts(model, captions)
+        return text_embeddings(model, captions, truncate=True)
 
     scale = float(model.logit_scale.exp())
     if config.objective == "fare":
@@ -315,7 +316,7 @@ def held_out(config: Config, model: ClipagModel, side: int) -> Validation:
     classes = config.validation.kind == "classes"
     names = data.class_names([config.validation]) if classes else sorted(set(captions))
     template = config.template if classes or config.objective == "tecoa" else "{}"
-    texts = embed_texts(model, [template.replace("{}", name) for name in names])
+    texts = text_embeddings(model, [template.replace("{}", name) for name in names], truncate=True)
     number = {name: i for i, name in enumerate(names)}
     return images, torch.tensor([number[caption] for caption in captions]), texts
 
@@ -344,7 +345,7 @@ def draw_pag(
 ) -> Image.Image:
     """Draw the PAG: what strong targeted attacks make of grey noise (paper, Figure 1)."""
     prompts = prompts or ["a red apple", "a castle", "a sailboat", "an owl"]
-    texts = embed_texts(model, prompts)
+    texts = text_embeddings(model, prompts, truncate=True)
     device = texts.device
     noise = torch.randn(len(prompts), 3, side, side, generator=torch.Generator().manual_seed(0))
     grey = (0.5 + 0.1 * noise).clamp(0, 1).to(device)

@@ -29,6 +29,7 @@ from clipag_plugins.finetune import (
     train,
 )
 from clipag_plugins.finetune.card import write_card
+from clipag_plugins.guide import text_embeddings
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -94,7 +95,7 @@ def start(shard):
 
 def objective(kind, model, shard):
     def texts(captions):
-        return objectives.embed_texts(model, captions)
+        return text_embeddings(model, captions)
 
     if kind == "fare":
         return objectives.Fare(start(shard).visual)
@@ -129,7 +130,7 @@ def plain_gradient(kind, threat, clean_weight, shard=False):
     images = images.float() / 255
     names = sorted({caption for *_, caption in drawings()} if kind == "tecoa" else set(captions))
     template = "a photo of {}" if kind == "tecoa" else "{}"
-    texts = objectives.embed_texts(model, [template.format(name) for name in names])
+    texts = text_embeddings(model, [template.format(name) for name in names])
     labels = torch.tensor([names.index(caption) for caption in captions])
     original = start(shard).encode_image(normalize(images))
 
@@ -680,7 +681,7 @@ def test_classes_are_told_apart_in_the_template(tmp_path):
     images, labels, texts = train.held_out(cfg, model, SIDE)
     assert images.shape[0] == labels.shape[0] == 1
     names = ["my big cat!", "my dog!", "my owl!"]
-    assert torch.equal(texts, objectives.embed_texts(model, names))
+    assert torch.equal(texts, text_embeddings(model, names))
 
 
 def test_a_card_names_the_repository_that_was_started_from(tmp_path):
