@@ -9,7 +9,6 @@ figures go to benchmarks/results/ablation.json.
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 import clipag_plugins as clip
 from clipag_plugins.ascent import ascend
-from clipag_plugins.files import write_beside, write_json
+from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import config, train
 from clipag_plugins.sampler import EMBEDDED, starting_images, to_pil
 
-from . import RESULTS
+from . import keep
 
 PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
 SIDE, LABEL = 112, 190
@@ -99,8 +98,7 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
             rows.append((f"{tower}, {threat}\n{after}", draw(clip.load_clipag(model))))
             figures["accuracy"][f"{tower}, {threat}"] = found
     write_figure(figure, rows)
-    print(json.dumps(figures, indent=1))
-    write_json(RESULTS / "ablation.json", figures)
+    keep("ablation", figures)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ go on from its newest checkpoint ends the benchmark. Figures: benchmarks/results
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -22,9 +21,8 @@ from pathlib import Path
 import torch
 
 import clipag_plugins as clip
-from clipag_plugins.files import write_json
 
-from . import RESULTS
+from . import keep
 
 MODULE = "clipag_plugins.finetune"
 SETTINGS = ("steps=60", "batch=16", "micro_batch=8", "threat.attack_steps=1", "save_every=1",
@@ -130,8 +128,7 @@ def main(work: Path, out: Path, kills: int, seed: int) -> None:
             ),
         },
     }
-    print(json.dumps(figures, indent=1))
-    write_json(RESULTS / "chaos.json", figures)
+    keep("chaos", figures)
 
 
 if __name__ == "__main__":
