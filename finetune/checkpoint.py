@@ -108,7 +108,7 @@ def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
                     "%s is damaged (%r): it is %s now, and the one before it is taken.",
                     path, error, kept.name,
                 )  # fmt: skip
-    (step, *_) = processes.gather(state and state["step"])
+    (step, *_) = processes.gather(None if state is None else int(state["step"]))
     if step is None:
         return 0
     if state is None:

@@ -48,8 +48,8 @@ def heeding() -> Iterator[list[int]]:
     try:
         yield noted
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        for each, handler in usual.items():
+            signal.signal(each, handler)
 
 
 def rank() -> int:
