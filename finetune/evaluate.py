@@ -29,17 +29,19 @@ def evaluate(
     threat_model: ThreatModel,
     top: int = 1,
     at_once: int = 128,
+    scale: float = 100.0,
 ) -> Scores:
     """Classify images (N, 3, S, S) uint8 by texts (C, D), as they are and attacked.
 
-    The attack raises the cross-entropy, knowing the tower, from a seeded random start.
+    The attack raises the cross-entropy, knowing the tower, from a seeded random start; `scale` is
+    that of its logits, by default CLIP's own.
     """
     generator, hits = torch.Generator().manual_seed(0), [0, 0]
     for chunk, label in zip(images.split(at_once), labels.split(at_once), strict=True):
         clean, wanted = chunk.to(texts) / 255, label.to(texts.device)
 
         def logits(x: Tensor) -> Tensor:
-            return 100 * F.normalize(tower(normalize(x)).float(), dim=-1) @ texts.T
+            return scale * F.normalize(tower(normalize(x)).float(), dim=-1) @ texts.T
 
         def mismatch(x: Tensor, wanted: Tensor = wanted) -> Tensor:
             return F.cross_entropy(logits(x), wanted, reduction="sum")
