@@ -306,7 +306,9 @@ def test_two_processes_train_a_vit_with_copies_or_shares_as_one_does(two_process
     )
     for found in (copies, shares):
         for a, b in zip(tensors(found), tensors(alone), strict=True):
-            if a.ndim > 1:  # a key's bias changes nothing: AdamW makes steps of its gradient's noise
+            if (
+                a.ndim > 1
+            ):  # a key's bias changes nothing: AdamW makes steps of its gradient's noise
                 assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
 
