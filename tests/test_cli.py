@@ -78,7 +78,7 @@ def bomb(path):
         (["apple", "--model", "clipag-maxi"], "clipag-mini"),
         (["apple", "--model", "cut.safetensors"], "cut.safetensors"),
         (["apple", "--out", "missing/apple.png"], "missing"),
-        (["apple", "--out", "missing/deeper/"], "missing/deeper"),
+        (["apple", "--out", "missing/deeper/"], "no folder missing"),
         (["apple", "--out", "new/", "--steps", "0"], "steps is 0"),
         (["apple", "--out", "photo.png", "--init", "photo.png"], "would replace"),
         (["apple", "--out", ".", "--seed", "1", "--init", "apple-1.png"], "would replace"),
