@@ -363,9 +363,10 @@ def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanil
     """By real pictures: no judge takes part that could share a model's mistakes."""
     captions, pictures = held_out()
     assert len(captions) == len(set(captions)) == len(pictures) == 96
+    # From several starts: 96 pictures from one tell less than the models differ.
     scores = [
-        picture_score(m, captions, pictures).mean()
-        for m in (vanilla, clip.smooth(vanilla, 0.15, 16), model)
+        sum(picture_score(m, captions, pictures, seed).mean() for seed in range(4)) / 4
+        for m in (vanilla, clip.smooth(vanilla, 0.3, 8), model)
     ]
     assert 0 < scores[0] < scores[1] < scores[2]
 

@@ -306,10 +306,10 @@ def test_two_processes_train_a_vit_with_copies_or_shares_as_one_does(two_process
     )
     for found in (copies, shares):
         for a, b in zip(tensors(found), tensors(alone), strict=True):
-            if (
-                a.ndim > 1
-            ):  # a key's bias changes nothing: AdamW makes steps of its gradient's noise
-                assert (a - b).abs().max() <= 1e-3 * b.abs().max()
+            # Of matrices, and their mean: where a gradient is next to nothing, as that of a key's
+            # bias, AdamW makes steps of its noise.
+            if a.ndim > 1:
+                assert (a - b).abs().mean() <= 1e-3 * b.abs().max()
 
 
 def tensors(state):
