@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from clipag_plugins.finetune.image import Trainer
+from clipag_plugins.guide import text_embeddings
 from clipag_plugins.model import load_clipag
 
 from . import keep
@@ -21,9 +22,10 @@ def main(work: Path) -> None:
     trainer = Trainer(work, seed=0)
     report: dict[str, object] = {"pictures": len(trainer.test), "captions": len(trainer.captions)}
     for name in ("clip-mini", "clipag-mini"):
-        visual = load_clipag(name).visual
-        side = visual.native_size
-        found = {eps: trainer.retrieval(visual.tower, side, eps) for eps in (1.0, 3.0)}
+        model = load_clipag(name)
+        tower, side = model.visual.tower, model.visual.native_size
+        texts = text_embeddings(model, trainer.captions, truncate=True)
+        found = {eps: trainer.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}
         report[name] = {
             "top 10": found[1.0].clean,
             **{f"top 10, eps {eps}": scores.robust for eps, scores in found.items()},

@@ -80,8 +80,8 @@ def _openai(repo: str, tower: str, megabytes: int) -> Source:
 
 CONVNEXT = "convnext_base_w-laion2B-s13B-b82K-augreg"
 MODELS = {
-    "clipag-mini": Source("embedded", "clipag-mini", "mini", 30, "L2", "MIT", CLIPAG),
-    "clip-mini": Source("embedded", "clip-mini", "mini", 30, "none", "MIT", CLIPAG),
+    "clipag-mini": Source("embedded", "clipag-mini", "mini", 35, "L2", "MIT", CLIPAG),
+    "clip-mini": Source("embedded", "clip-mini", "mini", 35, "none", "MIT", CLIPAG),
     "ViT-B/32": Source(
         "zenodo", "10446026/CLIPAG_ViTB32.pt", "ViT-B-32", 605, "L2, eps 1.5",
         "see Zenodo record 10446026", CLIPAG,
@@ -381,9 +381,14 @@ def _load_embedded(name: str) -> ClipagModel:
     config = embedded_config()
     entry = config["models"][name]
     model = _mini(config["model_cfg"], name, entry["logit_scale"])
-    for tower, file in ((model.visual.tower, entry["image"]), (model.text, config["text"])):
-        path = embedded_file(file)
-        architecture.fill(tower, checkpoint.read(path), str(path))
+    image, text, memory = (
+        embedded_file(f) for f in (entry["image"], config["text"], config["memory"])
+    )
+    architecture.fill(model.visual.tower, checkpoint.read(image), str(image))
+    # The models share the text tower and the memory's keys; each has values of its own.
+    both = checkpoint.read(memory)
+    own = {"memory.keys": both["keys"], "memory.values": both[name]}
+    architecture.fill(model.text, {**checkpoint.read(text), **own}, str(text))
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
 

@@ -59,16 +59,50 @@ class MiniImageTower(nn.Module):
         return embedding
 
 
+class Memory(nn.Module):
+    """Moves a text's embedding to where an image tower puts pictures of such texts.
+
+    Contrastive training leaves texts and pictures in cones of their own (Liang et al., "Mind the
+    Gap", NeurIPS 2022): what is most similar to a text is not what pictures of it look like. So a
+    text recalls what the tower saw under captions like it, by attention over keys, the captions'
+    embeddings, and values, the mean embeddings of their pictures. That is Tip-Adapter's cache
+    (Zhang et al., ECCV 2022) with words for keys, and what unCLIP trains a prior for (Ramesh et
+    al., 2022). It is filled by `finetune/memory.py`, and does nothing to gradients of images.
+    """
+
+    TEMPERATURE = 0.05
+
+    def __init__(self, captions: int, embed_dim: int):
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(captions, embed_dim))
+        self.register_buffer("values", torch.zeros(captions, embed_dim))
+        self.keys: Tensor
+        self.values: Tensor
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings (B, D) plus what they recall, both of unit length before."""
+        own = F.normalize(embeddings, dim=1)
+        recalled = (own @ self.keys.T / self.TEMPERATURE).softmax(dim=1) @ self.values
+        return own + F.normalize(recalled, dim=1)
+
+
 class MiniTextTower(nn.Module):
     """Transformer over CLIP's BPE tokens: (B, ≤ 77) int64 → (B, embed_dim).
 
     Sees the whole text at once and averages over its tokens, as the sentence encoder does
     that it is distilled from. Positions are sinusoidal: every one of the 77 works although
-    few training texts are that long.
+    few training texts are that long. It may end in a `Memory` of so many captions.
     """
 
     def __init__(
-        self, embed_dim: int, width: int, heads: int, layers: int, context_length: int, vocab: int
+        self,
+        embed_dim: int,
+        width: int,
+        heads: int,
+        layers: int,
+        context_length: int,
+        vocab: int,
+        memory: int = 0,
     ):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab, width)
@@ -79,6 +113,7 @@ class MiniTextTower(nn.Module):
         self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim)
+        self.memory = Memory(memory, embed_dim) if memory else None
         angle = torch.arange(context_length)[:, None] * torch.exp(
             torch.arange(0, width, 2) * (-math.log(10_000.0) / width)
         )
@@ -95,7 +130,7 @@ class MiniTextTower(nn.Module):
         x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))
         kept = (~padding)[:, :, None].to(x.dtype)
         embedding: Tensor = self.projection((x * kept).sum(1) / kept.sum(1))
-        return embedding
+        return embedding if self.memory is None else self.memory(embedding)
 
 
 def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
@@ -122,5 +157,6 @@ def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
         text["layers"],
         text["context_length"],
         text["vocab_size"],
+        text.get("memory", 0),
     )
     return image_tower, text_tower

@@ -1,4 +1,4 @@
-"""Put trained towers into the package, beside their checksums.
+"""Put trained towers and their memories into the package, beside their checksums.
 
 python -m clipag_plugins.finetune.export --work build/weights --out clipag_plugins/weights
 """
@@ -20,15 +20,19 @@ IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
 
 
 def export(work: Path, out: Path) -> None:
-    """Write both image towers, the text tower they share, mixture, VQGAN and config.json."""
+    """Write both image towers, the text tower they share, memories, mixture, VQGAN and config."""
     out.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"model_cfg": MINI, "models": {}}
+    with safe_open(work / "memory.safetensors", "pt") as file:
+        captions = file.get_slice("keys").get_shape()[0]
+    text = {**MINI["text_cfg"], "memory": captions}
+    config: dict[str, Any] = {"model_cfg": {**MINI, "text_cfg": text}, "models": {}}
     config["text"] = _write(work / "text.safetensors", out / "text-mini.safetensors")
     for name, kind in IMAGE_TOWERS.items():
         with safe_open(work / f"{kind}.safetensors", "pt") as file:
             scale = float(file.metadata()["logit_scale"])
         image = _write(work / f"{kind}.safetensors", out / f"{name}.safetensors")
         config["models"][name] = {"image": image, "logit_scale": scale}
+    config["memory"] = _write(work / "memory.safetensors", out / "memory-mini.safetensors")
     config["gmm"] = _write(work / "gmm.safetensors", out / "gmm.safetensors")
     vqgan = _write(work / "vqgan.safetensors", out / "vqgan-mini.safetensors")
     config["vqgan"] = {"model_cfg": VQGAN, "weights": vqgan}

@@ -191,16 +191,17 @@ class Trainer:
         pairs = similarity[wanted].diagonal() - similarity[wanted, BATCH:].diagonal()
         return matching + 0.5 * picking + 0.5 * F.softplus(-pairs).mean()
 
-    def retrieval(self, tower: nn.Module, side: int, eps: float) -> Scores:
+    def retrieval(self, tower: nn.Module, texts: Tensor, side: int, eps: float) -> Scores:
         """Return how often a held-out picture has its caption in the top 10, clean and attacked.
 
-        The attack is PGD of 5 steps, L2; eps is on 64 × 64 images.
+        `texts` are the embeddings of all captions. The attack is PGD of 5 steps, L2; eps is on
+        64 × 64 images.
         """
         images = Pictures(self.pixels[self.test], side).plain(torch.arange(len(self.test)))
         threat = L2(eps * side / 64, 5, eps * side / 128)
         # At CLIP's scale of 100 the softmax saturates and the attack is weaker.
         return evaluate(
-            tower, self.embeddings, (images * 255).round().to(torch.uint8),
+            tower, texts, (images * 255).round().to(torch.uint8),
             self.caption_of[self.test], threat, top=10, scale=30.0,
         )  # fmt: skip
 
@@ -261,7 +262,7 @@ def train(kind: str, work: Path, seed: int) -> None:
                 flush=True,
             )
         if step % 200 == 199 or step == total - 1:
-            found = trainer.retrieval(average.tower, stage.side, eps=1.0)
+            found = trainer.retrieval(average.tower, trainer.embeddings, stage.side, eps=1.0)
             print(
                 f" {kind}: step {step + 1}, top-10 {found.clean:.1%}, under PGD {found.robust:.1%}",
                 flush=True,

@@ -14,6 +14,7 @@ STAGES = (
     ("text", [], "text.safetensors"),
     ("image", ["vanilla"], "vanilla.safetensors"),
     ("image", ["clipag"], "clipag.safetensors"),
+    ("memory", [], "memory.safetensors"),
     ("gmm", [], "gmm.safetensors"),
     ("vqgan", [], "vqgan.safetensors"),
 )
