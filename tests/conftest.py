@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import clipag_plugins as clip
 
@@ -18,6 +20,19 @@ def model():
 @pytest.fixture(scope="session")
 def vanilla():
     return clip.load_clipag("clip-mini")
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """Captions, and pictures of them (96, 3, 48, 48) that no model was trained on.
+
+    They are Fluent Emoji (Microsoft, MIT) and Noto Emoji (Google, Apache-2.0); the sheet carries
+    the captions.
+    """
+    with Image.open(Path(__file__).parent / "held_out.png") as file:
+        captions = file.text["captions"].split("; ")
+        pixels = torch.from_numpy(np.array(file)).permute(2, 0, 1) / 255
+    return captions, pixels.unfold(1, 48, 48).unfold(2, 48, 48).permute(1, 2, 0, 3, 4).flatten(0, 1)
 
 
 @pytest.fixture

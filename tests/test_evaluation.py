@@ -2,7 +2,6 @@
 
 import json
 import locale
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -347,21 +346,9 @@ def test_robustness_of_a_folder(folder, capsys):
     assert [row["pictures"] for row in report["columns"]["clip-mini"]] == [3, 3]
 
 
-def held_out():
-    """Pictures that no model was trained on, and their captions, which the sheet carries.
-
-    They are Fluent Emoji (Microsoft, MIT) and Noto Emoji (Google, Apache-2.0).
-    """
-    with Image.open(Path(__file__).parent / "held_out.png") as file:
-        captions = file.text["captions"].split("; ")
-        pixels = torch.from_numpy(np.array(file)).permute(2, 0, 1) / 255
-    tiles = pixels.unfold(1, 48, 48).unfold(2, 48, 48).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    return captions, tiles
-
-
-def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanilla):
+def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanilla, held_out):
     """By real pictures: no judge takes part that could share a model's mistakes."""
-    captions, pictures = held_out()
+    captions, pictures = held_out
     assert len(captions) == len(set(captions)) == len(pictures) == 96
     # From several starts: 96 pictures from one tell less than the models differ.
     scores = [
@@ -399,8 +386,8 @@ def test_the_pag_score_of_a_folder(folder, model, vanilla, capsys, monkeypatch):
     assert [*columns] == ["clip-mini", "clipag-mini"]
 
 
-def test_alignment_with_pictures_by_hand(model):
-    captions, pictures = (part[:4] for part in held_out())
+def test_alignment_with_pictures_by_hand(model, held_out):
+    captions, pictures = (part[:4] for part in held_out)
     x = noise(4, 3, 48, 48)
     found = picture_alignment(model, x, captions, pictures)
     for i, text in enumerate(captions):

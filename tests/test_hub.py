@@ -124,6 +124,8 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
     assert back.name == model.name
     assert torch.allclose(back.encode_image(image), model.encode_image(image), atol=1e-4)
     same(clip.load_clipag(folder / "model.safetensors"), back)
+    text = clip.tokenize("a red apple")
+    assert torch.allclose(back.encode_text(text), model.encode_text(text), atol=1e-6)
     # A name that other libraries have for their files too.
     (folder / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(clip.ClipagError, match=r"model\.safetensors"):
@@ -455,6 +457,10 @@ def test_an_embedded_models_config_that_asks_too_much(model, tmp_path):
         ("text_cfg", "heads", 0),
         ("text_cfg", "layers", 10**6),
         ("text_cfg", "vocab_size", "x"),
+        ("text_cfg", "memory", 0),
+        ("text_cfg", "memory", -1),
+        ("text_cfg", "memory", "x"),
+        ("text_cfg", "memory", 2.5),
         ("vision_cfg", "depths", [10**6, 1, 1]),
     ):
         changed = json.loads(json.dumps(config))

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ from PIL import Image
 
 import clipag_plugins as clip
 from clipag_plugins import sampler
-from clipag_plugins.model import INPUT_RESOLUTION, normalize, transform
+from clipag_plugins.guide import text_embeddings
+from clipag_plugins.mini import Memory
+from clipag_plugins.model import INPUT_RESOLUTION, embed_images, normalize, transform
 
 
 def test_interface_is_openais(model):
@@ -46,6 +49,33 @@ def test_padding_does_not_matter(model):
     short, long = clip.tokenize("a castle"), clip.tokenize("a very old castle on a green hill")
     together = model.encode_text(torch.cat([short, long]))
     assert torch.allclose(together[:1], model.encode_text(short), atol=1e-5)
+
+
+def test_a_memory_adds_what_was_seen_under_the_nearest_caption():
+    memory = Memory(captions=2, embed_dim=4)
+    memory.keys[:], memory.values[:] = torch.eye(4)[:2], torch.eye(4)[2:] * 3
+    moved = memory(torch.eye(4)[:2] * 5)
+    assert torch.allclose(moved, torch.eye(4)[:2] + torch.eye(4)[2:], atol=1e-6)
+    between = memory(torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+    assert torch.allclose(between, torch.full((1, 4), 0.5**0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model", "vanilla"])
+def test_memory_brings_texts_nearer_to_pictures_that_were_held_out(name, held_out, request):
+    """Nearer to their own than to others': more pictures find their caption among the 96."""
+    captions, pictures = held_out
+    model = copy.deepcopy(request.getfixturevalue(name))
+    images = embed_images(model, pictures)
+
+    def found():
+        similarity = images @ text_embeddings(model, captions).T
+        own = similarity.diagonal()
+        ahead = own - (similarity.sum(dim=1) - own) / (len(own) - 1)
+        return ahead.mean().item(), (similarity.argmax(dim=1) == torch.arange(96)).sum().item()
+
+    ahead, right = found()
+    model.text.memory = None
+    assert ahead > 1.1 * found()[0] and right > found()[1]
 
 
 def test_weights_are_frozen_and_images_are_not(model):
