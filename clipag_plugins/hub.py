@@ -120,7 +120,9 @@ def load(name: str | os.PathLike[str], download_root: str | Path | None = None) 
     """
     known = os.fspath(name)
     if known in MODELS:
-        return _load_named(known, MODELS[known], download_root)
+        model = _load_named(known, MODELS[known], download_root)
+        model.source = MODELS[known]
+        return model
     path = Path(known).expanduser()
     if path.is_file() and _has_config_beside(path):
         return from_pretrained(str(path.parent))
@@ -304,7 +306,7 @@ def _is_mini(model: ClipagModel) -> bool:
 
 def card(model: ClipagModel, repo: str) -> str:
     """Write a model card in the Hub's format: what the model is, and how to load it."""
-    source = MODELS.get(model.name)
+    source = model.source  # not by its name, which a folder may claim
     mini = _is_mini(model)
     lines = [
         "---",

@@ -5,11 +5,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from .hub import Source
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -98,6 +101,8 @@ class ClipagModel(nn.Module, ABC):
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.config = config
+        # What is known of the weights, for the model card, if they are those of a known name.
+        self.source: Source | None = None
 
     @property
     def dtype(self) -> torch.dtype:

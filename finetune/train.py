@@ -222,8 +222,8 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         return sharding.whole(average.tower, original) if sharded else average.tower
 
     result = out / "model"
-    # A model of the package's would lend it its licence and threat model by the name.
-    name = f"{out.name}-finetuned" if out.name in hub.MODELS else out.name
+    # What it started from would lend it licence and threat model.
+    model.name, model.source = out.name, None
 
     @cache
     def before() -> Scores | None:
@@ -236,7 +236,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         scores = before(), _scores(config, learnt, validation)
         if scores[1] is not None:
             log.scores(done, scores[1])
-        model.visual, model.name = learnt, name
+        model.visual = learnt
         model.eval().save_pretrained(result)
         skipped = sum(state[1] for state in run.states.values())
         write_card(result, config, model, done, run.seconds, machine(device), skipped, *scores)

@@ -124,6 +124,9 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
     assert back.name == model.name
     assert torch.allclose(back.encode_image(image), model.encode_image(image), atol=1e-4)
     same(clip.load_clipag(folder / "model.safetensors"), back)
+    # A folder may claim any name: that lends it no licence.
+    assert "- licence: MIT" in (folder / "README.md").read_text()
+    assert "licence" not in (back.save_pretrained(tmp_path / "b") / "README.md").read_text()
     text = clip.tokenize("a red apple")
     assert torch.allclose(back.encode_text(text), model.encode_text(text), atol=1e-6)
     # A name that other libraries have for their files too.
