@@ -319,7 +319,7 @@ def card(model: ClipagModel, repo: str) -> str:
         "---",
         f"# {model.name}",
         "",
-        f"A CLIP with {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"A CLIP with {sum(w.numel() for w in model.weights().values()) / 1e6:.1f} M parameters, "
         f"embeddings of {model.visual.output_dim}, images of {model.visual.native_size} pixels.",
     ]
     if source is not None:

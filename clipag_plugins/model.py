@@ -84,6 +84,7 @@ class ClipagModel(nn.Module, ABC):
     """
 
     visual: Any  # its parts differ from kind to kind
+    source: "Source | None" = None  # what the model card says of a known name's weights
 
     def __init__(
         self,
@@ -101,8 +102,6 @@ class ClipagModel(nn.Module, ABC):
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.config = config
-        # What is known of the weights, for the model card, if they are those of a known name.
-        self.source: Source | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -222,8 +222,10 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         return sharding.whole(average.tower, original) if sharded else average.tower
 
     result = out / "model"
-    # What it started from would lend it licence and threat model.
-    model.name, model.source = out.name, None
+    # Pictures and tables tell models apart by their names. What it started from would lend it
+    # licence and threat model.
+    model.name = f"{out.name}-finetuned" if out.name in hub.MODELS else out.name
+    model.source = None
 
     @cache
     def before() -> Scores | None:

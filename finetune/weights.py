@@ -14,7 +14,6 @@ STAGES = (
     ("text", [], "text.safetensors"),
     ("image", ["vanilla"], "vanilla.safetensors"),
     ("image", ["clipag"], "clipag.safetensors"),
-    ("memory", [], "memory.safetensors"),
     ("gmm", [], "gmm.safetensors"),
     ("vqgan", [], "vqgan.safetensors"),
 )

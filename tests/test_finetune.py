@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
@@ -22,14 +24,19 @@ from clipag_plugins.attack import L2, Linf
 from clipag_plugins.finetune import (
     checkpoint,
     config,
+    corpus,
     data,
     gradcache,
+    memory,
     objectives,
     sharding,
     train,
 )
 from clipag_plugins.finetune.card import write_card
+from clipag_plugins.finetune.image import Pictures
+from clipag_plugins.finetune.recipe import MINI
 from clipag_plugins.guide import text_embeddings
+from clipag_plugins.mini import build_towers
 from clipag_plugins.model import normalize
 
 COLOURS = ("red", "green", "blue", "orange")
@@ -740,3 +747,26 @@ def test_an_architecture_of_open_clip_is_built(tmp_path):
     assert model.encode_image(torch.zeros(1, 3, 224, 224)).shape == (1, 1024)
     with pytest.raises(clip.ClipagError, match="no model"):
         train.build(config.Config(model="ViT-Z-99"))
+
+
+def test_a_memory_is_filled_from_the_training_pictures(tmp_path):
+    split_of = {"pear": "train", "apple": "train", "plum": "test", "fox": "unseen"}
+    captions = ["pear", "apple", "plum", "fox", "pear"]
+    rows = [corpus.Picture(i, c, "", "", "", split_of[c]) for i, c in enumerate(captions)]
+    (tmp_path / "captions.json").write_text(json.dumps([asdict(row) for row in rows]))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 4), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pixels)
+    for name, tower in zip(("tower", "text"), build_towers(MINI), strict=True):
+        save_file(tower.state_dict(), tmp_path / f"{name}.safetensors")
+    found = memory.fill(tmp_path, {"mine": "tower"})
+
+    tower, text = (t.eval() for t in build_towers(MINI))
+    tower.load_state_dict(load_file(tmp_path / "tower.safetensors"))
+    text.load_state_dict(load_file(tmp_path / "text.safetensors"))
+    with torch.no_grad():
+        keys = F.normalize(text(clip.tokenize(["apple", "pear"])), dim=1)
+        small = Pictures(torch.from_numpy(pixels), 48).plain(torch.tensor([1, 0, 4]))
+        apple, *pears = F.normalize(tower(normalize(small)), dim=1)
+    means = torch.stack([apple, sum(pears) / 2])
+    torch.testing.assert_close(found["keys"], keys)
+    torch.testing.assert_close(found["mine"], means - means.mean(dim=0))

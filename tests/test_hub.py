@@ -1,5 +1,6 @@
 """Weights from folders, the Hub and Zenodo: over real HTTP, and hostile until proven."""
 
+import copy
 import hashlib
 import io
 import json
@@ -129,6 +130,13 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
     assert "licence" not in (back.save_pretrained(tmp_path / "b") / "README.md").read_text()
     text = clip.tokenize("a red apple")
     assert torch.allclose(back.encode_text(text), model.encode_text(text), atol=1e-6)
+    # From before there were memories.
+    model = copy.deepcopy(model)
+    model.text.memory = None
+    text_cfg = {k: v for k, v in model.config["text_cfg"].items() if k != "memory"}
+    model.config = {**model.config, "text_cfg": text_cfg}
+    plain = clip.load_clipag(model.save_pretrained(tmp_path / "plain"))
+    assert torch.allclose(plain.encode_text(text), model.encode_text(text), atol=1e-6)
     # A name that other libraries have for their files too.
     (folder / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(clip.ClipagError, match=r"model\.safetensors"):
