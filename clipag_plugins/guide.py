@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -293,7 +293,10 @@ def style_target(
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    to, source = (_encode_text(model, t, templates, truncate) for t in (text, source_text))
+    # A direction leads from text to text: what either recalls of pictures blurs it. (With the
+    # memory CLIPAG's style network fell behind vanilla's: benchmarks/clipstyler.py.)
+    encode = getattr(getattr(model, "text", None), "words", model.encode_text)
+    to, source = (_encode_text(model, t, templates, truncate, encode) for t in (text, source_text))
     if (to - source).norm() < 1e-3:
         raise ClipagError(f"{text!r} is to the model what {source_text!r} is: name a style.")
     place = image_target(model, image).embedding
@@ -312,10 +315,16 @@ def text_embeddings(model: ClipagModel, texts: Sequence[str], truncate: bool = F
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def _encode_text(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
+def _encode_text(
+    model: ClipagModel,
+    text: str,
+    templates: Sequence[str],
+    truncate: bool,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Return the unit embedding (D,) of a text: the average over what the templates make of it."""
-    tokens = _tokens(model, text, templates, truncate)
-    z = F.normalize(model.encode_text(tokens.to(model.device)), dim=-1)
+    tokens = _tokens(model, text, templates, truncate).to(model.device)
+    z = F.normalize((encode or model.encode_text)(tokens), dim=-1)
     return F.normalize(z.mean(dim=0), dim=-1)
 
 

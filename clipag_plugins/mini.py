@@ -125,6 +125,12 @@ class MiniTextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return text embeddings (B, embed_dim), not normalised."""
+        said = self.words(tokens)
+        embedding: Tensor = said if self.memory is None else self.memory(said)
+        return embedding
+
+    def words(self, tokens: Tensor) -> Tensor:
+        """Return what the words say, without what they recall: (B, embed_dim), not normalised."""
         last = tokens.argmax(dim=1)  # the end-of-text token has the highest number
         tokens = tokens[:, : int(last.max()) + 1]
         padding = torch.arange(tokens.shape[1], device=tokens.device) > last[:, None]
@@ -132,7 +138,7 @@ class MiniTextTower(nn.Module):
         x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))
         kept = (~padding)[:, :, None].to(x.dtype)
         embedding: Tensor = self.projection((x * kept).sum(1) / kept.sum(1))
-        return embedding if self.memory is None else self.memory(embedding)
+        return embedding
 
 
 def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
