@@ -258,7 +258,7 @@ def text_target(
     Raises:
         ClipagError: the prompt is empty, or over 77 tokens and `truncate` is false.
     """
-    return Target(_encode_text(model, text, ["{}"], truncate), weight)
+    return Target(_encode_text(model, text, ["{}"], truncate, model.encode_text), weight)
 
 
 @torch.no_grad()
@@ -320,11 +320,11 @@ def _encode_text(
     text: str,
     templates: Sequence[str],
     truncate: bool,
-    encode: Callable[[Tensor], Tensor] | None = None,
+    encode: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Return the unit embedding (D,) of a text: the average over what the templates make of it."""
     tokens = _tokens(model, text, templates, truncate).to(model.device)
-    z = F.normalize((encode or model.encode_text)(tokens), dim=-1)
+    z = F.normalize(encode(tokens), dim=-1)
     return F.normalize(z.mean(dim=0), dim=-1)
 
 

@@ -138,8 +138,8 @@ def test_the_attack_of_equation_4(vanilla, norm, eps):
     fall = similarity(vanilla, x, "a cat") - similarity(vanilla, attacked, "a cat")
     assert (fall > 0.02).all()
     nearer = attack.attack(vanilla, x, "a cat", threat, towards="a dog")
-    rise = similarity(vanilla, nearer, "a dog") - similarity(vanilla, x, "a dog")
-    assert (rise > 0.02).all()
+    risen = similarity(vanilla, nearer, "a dog") - similarity(vanilla, x, "a dog")
+    assert (risen > 0.02).all()
 
 
 def test_attacks_that_cannot_be():
