@@ -8,7 +8,8 @@ WordNet (Debian, Ubuntu); only whoever remakes the embedded weights runs this.
 
 The split is a function of the caption and the picture's name alone, so it is the same
 on every machine:
-  unseen  every picture whose caption names a concept of `splits/v1/unseen.txt`
+  unseen  every picture whose caption or file name names a concept of `splits/v2/unseen.txt`,
+          in any of the words of `splits/v2/other_names.txt`
   test    5 % of the other pictures, picked by hash
   train   the rest
 """
@@ -33,9 +34,10 @@ from clipag_plugins.errors import ClipagError, library, one_sentence
 from clipag_plugins.files import write_beside
 
 SIZE = 96
-SPLIT_VERSION = "v1"
-SPLIT_FOLDER = Path(__file__).parent / "splits" / SPLIT_VERSION
+SPLIT_FOLDER = Path(__file__).parent / "splits" / "v2"
 TEST_SHARE = 0.05
+# Of the hash that picks the test pictures: kept, so that they stay those of the first split.
+SALT = "v1"
 
 # The share-alike set (openmoji, CC-BY-SA) and the GPL stamps are left out on purpose:
 # the weights stay free of copyleft.
@@ -186,19 +188,56 @@ def clip_art_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str
 
 def wordnet_lemmas(folder: Path, part: str) -> dict[str, list[str]]:
     """Map WordNet's lemmas of one part of speech ("noun", "adj", …) to their glosses."""
-    root = folder / "usr/share/wordnet"
     glosses = {
         line[:8]: line.split("|", 1)[1].split(";")[0].strip()
-        for line in (root / f"data.{part}").read_text(encoding="utf-8").splitlines()
-        if not line.startswith(" ")
+        for line in _wordnet_lines(folder, f"data.{part}")
     }
-    lemmas: dict[str, list[str]] = {}
-    for line in (root / f"index.{part}").read_text(encoding="utf-8").splitlines():
-        if not line.startswith(" "):
-            fields = line.split()
-            offsets = [f for f in fields[4:] if len(f) == 8 and f in glosses]
-            lemmas[fields[0].replace("_", " ")] = [glosses[offset] for offset in offsets]
-    return lemmas
+    return {
+        lemma: [glosses[offset] for offset in senses]
+        for lemma, senses in _wordnet_senses(folder, part).items()
+    }
+
+
+def wordnet_kinds(folder: Path, most: int = 3) -> dict[str, list[str]]:
+    """Map WordNet's nouns to what they are a kind of in their first sense, the nearest first.
+
+    "chipmunk" is a squirrel, a rodent, a placental. At most `most`; a name's first word where
+    there are synonyms.
+    """
+    name, above = {}, {}
+    for line in _wordnet_lines(folder, "data.noun"):
+        fields = line.split(" | ")[0].split()
+        words = int(fields[3], 16)  # each followed by a number of its own
+        name[fields[0]] = fields[4].replace("_", " ").lower()
+        pointers = fields[5 + 2 * words :]  # of four fields: symbol, offset, part, words
+        kinds = [
+            offset
+            for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True)
+            if symbol in ("@", "@i")
+        ]
+        if kinds:
+            above[fields[0]] = kinds[0]
+    found = {}
+    for lemma, senses in _wordnet_senses(folder, "noun").items():
+        sense, kinds = senses[0], []
+        while sense in above and len(kinds) < most:
+            sense = above[sense]
+            kinds.append(name[sense])
+        found[lemma] = kinds
+    return found
+
+
+def _wordnet_senses(folder: Path, part: str) -> dict[str, list[str]]:
+    """Map lemmas to the offsets of their senses, the most frequent first."""
+    return {
+        fields[0].replace("_", " "): fields[-int(fields[2]) :]
+        for fields in map(str.split, _wordnet_lines(folder, f"index.{part}"))
+    }
+
+
+def _wordnet_lines(folder: Path, file: str) -> list[str]:
+    text = (folder / "usr/share/wordnet" / file).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if not line.startswith(" ")]  # the licence
 
 
 def square(picture: Image.Image) -> np.ndarray:
@@ -221,16 +260,26 @@ def read_concepts(path: Path) -> list[str]:
 
 def split_of(caption: str, source: str, name: str, unseen: re.Pattern[str]) -> str:
     """Name the split of a picture, from its caption and name alone."""
-    if unseen.search(caption):
+    if unseen.search(caption) or unseen.search(re.sub(r"[^a-z]+", " ", Path(name).stem.lower())):
         return "unseen"
-    digest = hashlib.sha256(f"{SPLIT_VERSION}/{source}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{SALT}/{source}/{name}".encode()).digest()
     return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
 
 def unseen_pattern() -> re.Pattern[str]:
-    """Match every caption that names a held-out concept ("a zebra", "zebra head", "zebras")."""
-    concepts = read_concepts(SPLIT_FOLDER / "unseen.txt")
-    return re.compile(r"\b(" + "|".join(map(re.escape, concepts)) + r")(s|es)?\b")
+    """Match every text that names a held-out concept: "a zebra", "zebra head", "zebras".
+
+    Other names of concepts may end in *, any end of a word ("bunny*" finds "bunnysuit").
+    """
+    names = [
+        name
+        for file in ("unseen.txt", "other_names.txt")
+        for name in read_concepts(SPLIT_FOLDER / file)
+    ]
+    ends = "|".join(
+        re.escape(name.removesuffix("*")) + "[a-z]*" * name.endswith("*") for name in names
+    )
+    return re.compile(rf"\b({ends})(s|es)?\b")
 
 
 def build(work: Path) -> None:

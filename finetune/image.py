@@ -17,7 +17,9 @@ Adversarial Training", ECCV 2022; Augustin et al., "RATIO", ECCV 2020).
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipag_plugins import precision
 from clipag_plugins.attack import L2, pgd, unit_l2
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import MiniTextTower, build_towers
@@ -97,7 +100,11 @@ class Pictures:
 
 
 def dream(
-    embed: nn.Module, start: Tensor, targets: Tensor, steps: int, generator: torch.Generator
+    embed: Callable[[Tensor], Tensor],
+    start: Tensor,
+    targets: Tensor,
+    steps: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Ascend similarity to `targets` from `start`, by steps along the unit gradient."""
     # Step lengths vary, so that every stretch of the sampler's path is met in training.
@@ -106,7 +113,7 @@ def dream(
     images = start
     for _ in range(steps):
         images.requires_grad_(True)
-        similarity = (F.normalize(embed(normalize(images)), dim=1) * targets).sum()
+        similarity = (embed(images) * targets).sum()
         (gradient,) = torch.autograd.grad(similarity, images)
         with torch.no_grad():
             images = (images + reach * unit_l2(gradient)).clamp(0, 1)
@@ -147,6 +154,16 @@ class Trainer:
         self.allowed = torch.zeros(len(self.captions), dtype=torch.bool)
         self.allowed[self.caption_of[self.train]] = True
         self.seed = seed
+        self.dtype = precision.fastest(self.pixels.device)
+
+    def embed(self, tower: nn.Module, images: Tensor) -> Tensor:
+        """Return unit-length embeddings (B, embed_dim), computed in the fastest precision."""
+        autocast = torch.autocast(
+            images.device.type, self.dtype, enabled=self.dtype != torch.float32
+        )
+        with autocast:
+            found: Tensor = tower(normalize(images))
+        return F.normalize(found.float(), dim=1)
 
     def losses(
         self, tower: nn.Module, scale: Tensor, pictures: Pictures, stage: Stage, step: int
@@ -159,7 +176,7 @@ class Trainer:
         fixed_scale = scale.detach().exp()
 
         def mismatch(x: Tensor, factor: Tensor) -> Tensor:
-            logits = factor * F.normalize(tower(normalize(x)), dim=1) @ candidates.T
+            logits = factor * self.embed(tower, x) @ candidates.T
             return F.cross_entropy(
                 logits.masked_fill(~self.allowed, -1e4), caption, reduction="sum"
             )
@@ -175,9 +192,9 @@ class Trainer:
         others = self.train[torch.randint(len(self.train), (stage.dreams,), generator=generator)]
         steps = int(torch.randint(1, stage.dream_steps + 1, (1,), generator=generator))
         start = pictures.blurred(others, generator)
-        dreams = dream(tower, start, targets[wanted], steps, generator)
+        dreams = dream(partial(self.embed, tower), start, targets[wanted], steps, generator)
 
-        z = F.normalize(tower(normalize(torch.cat([images, dreams]))), dim=1)
+        z = self.embed(tower, torch.cat([images, dreams]))
         logits = (scale.exp() * z[:BATCH] @ candidates.T).masked_fill(~self.allowed, -1e4)
         matching = F.cross_entropy(logits, caption)
         # Caption to picture: the artist's among the batch's and the dreamt ones. Other

@@ -55,6 +55,6 @@ BATCH = 128
 VANILLA = (Stage(48, 900, 1.5e-3), Stage(64, 150, 3e-4), Stage(48, 250, 3e-4))
 CLIPAG = (
     Stage(48, 500, 1e-3, eps=1.0, attack_steps=2, dreams=32, dream_steps=5),
-    Stage(48, 1700, 7e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=6),
-    Stage(48, 1000, 4e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=8),
+    Stage(48, 2700, 7e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=6),
+    Stage(48, 1200, 4e-4, eps=2.0, attack_steps=2, dreams=48, dream_steps=8),
 )

@@ -30,7 +30,9 @@ def main(work: Path, out: Path) -> None:
 
 def _run(module: str, *arguments: str) -> None:
     # A process a stage: memory is given back, and a kill leaves the others' results alone.
-    subprocess.run([sys.executable, "-m", f"{__package__}.{module}", *arguments], check=True)
+    command = [sys.executable, "-m", f"{__package__}.{module}", *arguments]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)  # the stage has said why
 
 
 if __name__ == "__main__":
