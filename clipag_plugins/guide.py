@@ -295,8 +295,9 @@ def style_target(
         templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
     # A direction leads from text to text: what either recalls of pictures blurs it. (With the
     # memory CLIPAG's style network fell behind vanilla's: benchmarks/clipstyler.py.)
-    encode = getattr(getattr(model, "text", None), "words", model.encode_text)
-    to, source = (_encode_text(model, t, templates, truncate, encode) for t in (text, source_text))
+    to, source = (
+        _encode_text(model, t, templates, truncate, model.encode_words) for t in (text, source_text)
+    )
     if (to - source).norm() < 1e-3:
         raise ClipagError(f"{text!r} is to the model what {source_text!r} is: name a style.")
     place = image_target(model, image).embedding

@@ -16,7 +16,7 @@ from . import architecture, checkpoint, download
 from .errors import ClipagError
 from .files import write_beside
 from .mini import build_towers
-from .model import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
+from .model import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, MiniClip
 from .vit import CLIP
 
 EMBEDDED = Path(__file__).parent / "weights"
@@ -280,7 +280,7 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
     if isinstance(model, CLIP) and model.quick_gelu:
         shape = {**shape, "quick_gelu": True}
     config: dict[str, Any] = {"name": model.name, "model_cfg": shape}
-    if _is_mini(model):
+    if isinstance(model, MiniClip):
         config["clipag"] = "mini"
         names = MINI_CONFIG, MINI_WEIGHTS
     else:
@@ -300,14 +300,10 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
     return folder
 
 
-def _is_mini(model: ClipagModel) -> bool:
-    return isinstance(model, TwoTowers) and not isinstance(model, architecture.OpenClip)
-
-
 def card(model: ClipagModel, repo: str) -> str:
     """Write a model card in the Hub's format: what the model is, and how to load it."""
     source = model.source  # not by its name, which a folder may claim
-    mini = _is_mini(model)
+    mini = isinstance(model, MiniClip)
     lines = [
         "---",
         f"library_name: {'clipag-plugins' if mini else 'open_clip'}",
@@ -395,7 +391,7 @@ def _load_embedded(name: str) -> ClipagModel:
     return model
 
 
-def _mini(shape: dict[str, Any], name: str, logit_scale: float = 0.0) -> TwoTowers:
+def _mini(shape: dict[str, Any], name: str, logit_scale: float = 0.0) -> MiniClip:
     """Build an embedded model, untrained, from the `model_cfg` of its config."""
     try:
         image_tower, text_tower = build_towers(shape)
@@ -404,7 +400,7 @@ def _mini(shape: dict[str, Any], name: str, logit_scale: float = 0.0) -> TwoTowe
         lengths = text["context_length"], text["vocab_size"]
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ClipagError(f"The config of {name} is not an embedded model's.") from error
-    return TwoTowers(name, visual, text_tower, logit_scale, *lengths, shape)
+    return MiniClip(name, visual, text_tower, logit_scale, *lengths, shape)
 
 
 def embedded_file(entry: dict[str, str]) -> Path:

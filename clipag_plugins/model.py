@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from .hub import Source
+    from .mini import MiniTextTower
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -126,6 +127,13 @@ class ClipagModel(nn.Module, ABC):
     def encode_text(self, text: Tensor) -> Tensor:
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
 
+    def encode_words(self, text: Tensor) -> Tensor:
+        """Return what `encode_text` does, but of the words alone: without a memory of pictures.
+
+        Only the embedded models have such a memory (`mini.Memory`).
+        """
+        return self.encode_text(text)
+
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return (logits_per_image, logits_per_text), as OpenAI's CLIP does."""
         z_image = F.normalize(self.encode_image(image), dim=-1)
@@ -196,7 +204,7 @@ class ClipagModel(nn.Module, ABC):
 
 
 class TwoTowers(ClipagModel):
-    """The embedded kind: an image tower, and a text tower of its own design.
+    """Two towers beside each other, each with its own parts.
 
     Args:
         name: as for `ClipagModel`, and so are the others but `text`.
@@ -234,6 +242,16 @@ class TwoTowers(ClipagModel):
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
         embedding: Tensor = self.text(text)
         return embedding
+
+
+class MiniClip(TwoTowers):
+    """The embedded kind, of the towers of `mini`."""
+
+    text: "MiniTextTower"
+
+    def encode_words(self, text: Tensor) -> Tensor:
+        """Return text embeddings (B, embed_dim), not normalised, without what they recall."""
+        return self.text.words(text)
 
 
 def normalize(images: Tensor) -> Tensor:

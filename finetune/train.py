@@ -32,7 +32,7 @@ from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.guide import text_embeddings
 from clipag_plugins.mini import build_towers
-from clipag_plugins.model import ClipagModel, ImageTower, TwoTowers, normalize
+from clipag_plugins.model import ClipagModel, ImageTower, MiniClip, normalize
 
 from . import checkpoint, data, processes, sharding
 from .card import write_card
@@ -85,7 +85,7 @@ def build(config: Config) -> ClipagModel:
 
 def _with_tower(model: ClipagModel, config: Config) -> ClipagModel:
     """Give an embedded model an untrained image tower of another shape."""
-    if type(model) is not TwoTowers:
+    if not isinstance(model, MiniClip):
         raise ClipagError(f"vision is for the embedded models alone, not for {config.model!r}.")
     model.config = {**model.config, "vision_cfg": dict(config.vision)}
     try:
