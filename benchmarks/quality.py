@@ -3,6 +3,7 @@
     python -m benchmarks.quality                     # the whole table: about half an hour
     python -m benchmarks.quality --prompts 20        # the first 20 prompts, printed and not kept
     python -m benchmarks.quality --seed 1            # another seed, the same
+    python -m benchmarks.quality --seeds 5           # one try, the mean over the seeds 0 to 4
 
 Draws the 100 seen and the 100 unseen prompts with the vanilla and the CLIPAG tower, without
 and with augmentation in one try, and as `clipag generate` does, in several, and asks the
@@ -14,9 +15,11 @@ for the guide's. Goes on where it stopped.
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from PIL import Image
@@ -35,6 +38,8 @@ from . import evaluator, keep_table
 from .contact_sheet import write_sheet
 
 BATCH = 10
+SETTINGS = ("start only", "no augmentation", "augmentation", "defaults")
+ONE_TRY = SETTINGS[1:3]
 SHOWN = 8  # prompts of a figure: the first, whatever became of them
 
 
@@ -85,28 +90,52 @@ def digest_of_package() -> str:
     return made_by.hexdigest()[:12]
 
 
-def main(options: argparse.Namespace) -> None:
-    """Draw, judge, and write the table."""
-    judge, digest = evaluator.load(), digest_of_package()
-    rows = []
+def table(
+    judge: evaluator.Evaluator, settings: Collection[str], seed: int, count: int, work: Path
+) -> Iterator[dict[str, Any]]:
+    """Draw the first `count` prompts of both lists with both models, judge, and yield the rows."""
+    digest = digest_of_package()
     for kind in ("seen", "unseen"):
         every = read_concepts(SPLIT_FOLDER / f"{kind}.txt")
         for name in ("clip-mini", "clipag-mini"):
             model = load_clipag(name)
-            for setting, draw in (
-                ("start only", partial(starts, model, options.seed)),
-                ("no augmentation", partial(drawn, model, options.seed, 1, 1)),
-                ("augmentation", partial(drawn, model, options.seed, None, 1)),
-                ("defaults", partial(drawn, model, options.seed, None, None)),
-            ):
-                folder = options.work / f"{name}-{digest}-{options.seed}" / kind / setting
-                prompts = every[: options.prompts]
-                facts = {"prompts": kind, "model": name, "setting": setting}
-                images = pictures_of(draw, prompts, folder, {"seed": options.seed})
-                rows.append({**facts, **judged(judge, images, every)})
-                print(json.dumps(rows[-1]), flush=True)
-    if options.prompts == 100 and options.seed == 0:
-        keep_table("quality", {"seed": options.seed}, rows)
+            ways = {
+                "start only": partial(starts, model, seed),
+                "no augmentation": partial(drawn, model, seed, 1, 1),
+                "augmentation": partial(drawn, model, seed, None, 1),
+                "defaults": partial(drawn, model, seed, None, None),
+            }
+            for setting in settings:
+                folder = work / f"{name}-{digest}-{seed}" / kind / setting
+                images = pictures_of(ways[setting], every[:count], folder, {"seed": seed})
+                row = {"prompts": kind, "model": name, "setting": setting}
+                row |= judged(judge, images, every)
+                print(json.dumps({"seed": seed, **row}), flush=True)
+                yield row
+
+
+def over_seeds(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the mean of tables that differ in their seed."""
+    return [
+        {
+            column: fmean(row[column] for row in rows) if isinstance(value, float) else value
+            for column, value in rows[0].items()
+        }
+        for rows in zip(*tables, strict=True)
+    ]
+
+
+def main(options: argparse.Namespace) -> None:
+    """Make the table, or one over several seeds."""
+    judge, rest = evaluator.load(), (options.prompts, options.work)
+    if options.seeds:
+        tables = [[*table(judge, ONE_TRY, seed, *rest)] for seed in range(options.seeds)]
+        name, facts, rows = "quality_seeds", {"seeds": options.seeds}, over_seeds(tables)
+    else:
+        rows = [*table(judge, SETTINGS, options.seed, *rest)]
+        name, facts = "quality", {"seed": options.seed}
+    if options.prompts == 100 and not options.seed:
+        keep_table(name, facts, rows)
 
 
 def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
@@ -127,5 +156,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=0, metavar="N")
     parser.add_argument("--work", type=Path, default=Path("build/quality"))
     main(parser.parse_args())

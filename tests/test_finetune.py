@@ -35,6 +35,7 @@ from clipag_plugins.finetune import (
 from clipag_plugins.finetune.card import write_card
 from clipag_plugins.finetune.image import Pictures
 from clipag_plugins.finetune.recipe import MINI
+from clipag_plugins.finetune.text import with_kinds
 from clipag_plugins.guide import text_embeddings
 from clipag_plugins.mini import build_towers
 from clipag_plugins.model import normalize
@@ -542,6 +543,92 @@ def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, w
     assert done.returncode == 2
     assert done.stderr.startswith("clipag: ") and words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stage_that_fails_ends_make_weights_without_a_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "clipag_plugins.finetune.weights", "--work", "w", "--out", "o"],
+        cwd=tmp_path, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / "o").exists()
+    assert done.stderr.startswith("clipag: ") and len(done.stderr.splitlines()) == 1
+
+
+# ------------------------------------------------------------------ the embedded models
+
+
+@pytest.mark.parametrize(
+    ("caption", "name", "unseen"),
+    [
+        ("fox", "fox", True),
+        ("a fox and a hat", "1", True),
+        ("foxes", "1", True),
+        ("foxpouting", "1", True),  # another name: fox*
+        ("optical disc icon", "1", True),
+        ("bike", "1", True),
+        ("simple", "food/fruit/grapes_simple.png", True),  # in the file's name alone
+        ("simple", "grapes/fruit.png", False),
+        ("cyclone", "1", False),  # "cycle" is another name of "bicycle", "cyclone" is not
+        ("pencil", "pencil", False),  # nor is the pen in "pencil" one
+        ("cardboard box", "1", False),
+    ],
+)
+def test_a_concept_is_held_out_by_all_its_names(caption, name, unseen):
+    split = corpus.split_of(caption, "openclipart", name, corpus.unseen_pattern())
+    assert (split == "unseen") == unseen
+
+
+def test_no_seen_caption_is_held_out():
+    seen = corpus.read_concepts(corpus.SPLIT_FOLDER / "seen.txt")
+    pattern = corpus.unseen_pattern()
+    assert len(seen) == 100 and not [caption for caption in seen if pattern.search(caption)]
+
+
+KINDS = {"apple": ["fruit"], "palm tree": ["tree"], "tree": ["plant"], "lady": [], "ox": ["bovine"],
+         "photo": ["picture"], "glasses": ["instrument"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a red apple", "a red apple, fruit"),
+        ("two Apples on a tree", "two Apples on a tree, fruit"),
+        ("a photo of a tall palm tree", "a photo of a tall palm tree, tree"),
+        ("a photo", "a photo, picture"),
+        ("an ox and a lady", "an ox and a lady, bovine"),
+        ("glasses", "glasses, instrument"),
+        ("ladies", "ladies"),
+        ("a zyzzyva", "a zyzzyva"),
+        ("", ""),
+    ],
+)
+def test_a_text_is_told_what_its_head_is(text, told):
+    assert with_kinds(text, KINDS) == told
+
+
+def test_wordnet_knows_what_a_noun_is_a_kind_of(tmp_path):
+    """In WordNet's own format, and in its first sense."""
+    folder = tmp_path / "usr/share/wordnet"
+    folder.mkdir(parents=True)
+    (folder / "data.noun").write_text(
+        "  1 The licence\n"
+        "00000001 03 n 02 thing 0 entity 0 000 | what is\n"
+        "00000002 05 n 01 Animal 0 002 @ 00000001 n 0000 ~ 00000003 n 0000 | lives; moves\n"
+        "00000003 05 n 01 sea_bat 0 001 @ 00000002 n 0000 | a fish\n"
+        "00000004 06 n 01 bat 0 001 @ 00000001 n 0000 | a club\n"
+    )
+    (folder / "index.noun").write_text(
+        "  1 The licence\n"
+        "animal n 1 2 @ ~ 1 1 00000002\n"
+        "bat n 2 1 @ 2 1 00000003 00000004\n"
+        "entity n 1 0 1 0 00000001\n"
+    )
+    assert corpus.wordnet_kinds(tmp_path) == {
+        "animal": ["thing"], "bat": ["animal", "thing"], "entity": []
+    }  # fmt: skip
+    assert corpus.wordnet_kinds(tmp_path, most=1)["bat"] == ["animal"]
+    assert corpus.wordnet_lemmas(tmp_path, "noun")["bat"] == ["a fish", "a club"]
+    assert corpus.wordnet_lemmas(tmp_path, "noun")["animal"] == ["lives"]
 
 
 # ------------------------------------------------------------------ runs
