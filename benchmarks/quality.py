@@ -4,6 +4,7 @@
     python -m benchmarks.quality --prompts 20        # the first 20 prompts, printed and not kept
     python -m benchmarks.quality --seed 1            # another seed, the same
     python -m benchmarks.quality --seeds 5           # one try, the mean over the seeds 0 to 4
+    python -m benchmarks.quality --no-memory         # one try by both models without their memory
 
 Draws the 100 seen and the 100 unseen prompts with the vanilla and the CLIPAG tower, without
 and with augmentation in one try, and as `clipag generate` does, in several, and asks the
@@ -38,8 +39,6 @@ from . import evaluator, keep_table
 from .contact_sheet import write_sheet
 
 BATCH = 10
-SETTINGS = ("start only", "no augmentation", "augmentation", "defaults")
-ONE_TRY = SETTINGS[1:3]
 SHOWN = 8  # prompts of a figure: the first, whatever became of them
 
 
@@ -91,24 +90,26 @@ def digest_of_package() -> str:
 
 
 def table(
-    judge: evaluator.Evaluator, settings: Collection[str], seed: int, count: int, work: Path
+    judge: evaluator.Evaluator,
+    settings: Collection[str],
+    seed: int,
+    count: int,
+    work: Path,
+    memory: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Draw the first `count` prompts of both lists with both models, judge, and yield the rows."""
     digest = digest_of_package()
     for kind in ("seen", "unseen"):
         every = read_concepts(SPLIT_FOLDER / f"{kind}.txt")
         for name in ("clip-mini", "clipag-mini"):
-            model = load_clipag(name)
-            ways = {
-                "start only": partial(starts, model, seed),
-                "no augmentation": partial(drawn, model, seed, 1, 1),
-                "augmentation": partial(drawn, model, seed, None, 1),
-                "defaults": partial(drawn, model, seed, None, None),
-            }
+            model, known_as = load_clipag(name), name
+            if not memory:
+                model.text.memory, known_as = None, f"{name}, no memory"
             for setting in settings:
-                folder = work / f"{name}-{digest}-{seed}" / kind / setting
-                images = pictures_of(ways[setting], every[:count], folder, {"seed": seed})
-                row = {"prompts": kind, "model": name, "setting": setting}
+                folder = work / f"{known_as}-{digest}-{seed}" / kind / setting
+                draw = partial(SETTINGS[setting], model, seed)
+                images = pictures_of(draw, every[:count], folder, {"seed": seed})
+                row = {"prompts": kind, "model": known_as, "setting": setting}
                 row |= judged(judge, images, every)
                 print(json.dumps({"seed": seed, **row}), flush=True)
                 yield row
@@ -125,19 +126,6 @@ def over_seeds(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
-def main(options: argparse.Namespace) -> None:
-    """Make the table, or one over several seeds."""
-    judge, rest = evaluator.load(), (options.prompts, options.work)
-    if options.seeds:
-        tables = [[*table(judge, ONE_TRY, seed, *rest)] for seed in range(options.seeds)]
-        name, facts, rows = "quality_seeds", {"seeds": options.seeds}, over_seeds(tables)
-    else:
-        rows = [*table(judge, SETTINGS, options.seed, *rest)]
-        name, facts = "quality", {"seed": options.seed}
-    if options.prompts == 100 and not options.seed:
-        keep_table(name, facts, rows)
-
-
 def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
     """Return what the ascents would start from."""
     targets = [text_target(model, prompt) for prompt in prompts]
@@ -146,16 +134,42 @@ def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
 
 
 def drawn(
-    model: ClipagModel, seed: int, views: int | None, tries: int | None, prompts: list[str]
+    views: int | None, tries: int | None, model: ClipagModel, seed: int, prompts: list[str]
 ) -> Ascent:
     """Draw prompts by pixel ascent."""
     return sample(prompts, model, views=views, tries=tries, seed=seed, progress=False)
 
 
+SETTINGS: dict[str, Callable[[ClipagModel, int, list[str]], Ascent]] = {
+    "start only": starts,
+    "no augmentation": partial(drawn, 1, 1),
+    "augmentation": partial(drawn, None, 1),
+    "defaults": partial(drawn, None, None),
+}
+ONE_TRY = ("no augmentation", "augmentation")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Make the table, or one of single tries."""
+    judge, rest = evaluator.load(), (options.prompts, options.work)
+    name, facts = "quality", {"seed": options.seed}
+    if options.seeds:
+        tables = [[*table(judge, ONE_TRY, seed, *rest)] for seed in range(options.seeds)]
+        name, facts, rows = "quality_seeds", {"seeds": options.seeds}, over_seeds(tables)
+    elif options.no_memory:
+        name, rows = "quality_no_memory", [*table(judge, ONE_TRY, options.seed, *rest, False)]
+    else:
+        rows = [*table(judge, SETTINGS, options.seed, *rest)]
+    if options.prompts == 100 and not options.seed:
+        keep_table(name, facts, rows)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=0, metavar="N")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--seed", type=int, default=0)
+    of.add_argument("--seeds", type=int, metavar="N")
+    of.add_argument("--no-memory", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("build/quality"))
     main(parser.parse_args())

@@ -228,7 +228,7 @@ def wordnet_kinds(folder: Path, most: int = 3) -> dict[str, list[str]]:
 
 
 def _wordnet_senses(folder: Path, part: str) -> dict[str, list[str]]:
-    """Map lemmas to the offsets of their senses, the most frequent first."""
+    """Map lemmas to the offsets of their senses, the most frequent first where WordNet counted."""
     return {
         fields[0].replace("_", " "): fields[-int(fields[2]) :]
         for fields in map(str.split, _wordnet_lines(folder, f"index.{part}"))

@@ -29,6 +29,8 @@ from torch.nn import functional as F
 
 from clipag_plugins import precision
 from clipag_plugins.attack import L2, pgd, unit_l2
+from clipag_plugins.download import sha256
+from clipag_plugins.errors import one_sentence
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import MiniTextTower, build_towers
 from clipag_plugins.model import normalize
@@ -239,7 +241,14 @@ def train(kind: str, work: Path, seed: int) -> None:
     )  # fmt: skip
     holder = nn.ParameterDict({"scale": scale})
     recipe = checkpoint.Recipe(
-        {"seed": seed, "shape": MINI, "batch": BATCH, "stages": [asdict(s) for s in stages]}
+        {
+            "seed": seed,
+            "shape": MINI,
+            "batch": BATCH,
+            "stages": [asdict(s) for s in stages],
+            "corpus": sha256(work / "captions.json"),
+            "text tower": sha256(work / "text.safetensors"),
+        }
     )
     parts = {
         "recipe": recipe,
@@ -295,4 +304,5 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train(arguments.kind, arguments.work, arguments.seed)
+    with one_sentence():
+        train(arguments.kind, arguments.work, arguments.seed)

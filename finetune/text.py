@@ -2,7 +2,7 @@
 
     python -m clipag_plugins.finetune.text --work build/weights
 
-The student reads CLIP's BPE tokens and learns to place every text where
+The student reads CLIP's BPE tokens and learns to place every text near where
 all-MiniLM-L6-v2 (Apache-2.0) places it, over the corpus' captions in CLIP's prompt
 templates, WordNet's lemmas and glosses, and colour–thing phrases. It is frozen from
 then on, as in the CLIPAG paper (supplement, section 1.1).
@@ -26,6 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
+from clipag_plugins.download import sha256
+from clipag_plugins.errors import one_sentence
 from clipag_plugins.files import write_beside
 from clipag_plugins.mini import build_towers
 from clipag_plugins.tokenizer import tokenize
@@ -167,7 +169,10 @@ def distil(work: Path, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.06
     )
-    recipe = checkpoint.Recipe({"seed": seed, "shape": MINI, "steps": STEPS, "lr": PEAK_RATE})
+    taught = sha256(work / "teacher.safetensors")
+    recipe = checkpoint.Recipe(
+        {"seed": seed, "shape": MINI, "steps": STEPS, "lr": PEAK_RATE, "teacher": taught}
+    )
     parts = {"recipe": recipe, "student": student, "optimizer": optimizer, "schedule": schedule}
     start = checkpoint.restore(work / "text.checkpoint.pt", parts)
     for step in checkpoint.progress(start, STEPS, "text tower"):
@@ -211,4 +216,5 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    distil(arguments.work, arguments.seed)
+    with one_sentence():
+        distil(arguments.work, arguments.seed)

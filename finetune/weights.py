@@ -1,7 +1,8 @@
 """Make the embedded models from nothing: what `make weights` runs.
 
 Every stage is one module that can also be run alone, keeps its result in the work folder,
-is skipped when the result is there, and goes on from its last checkpoint after a kill.
+is skipped when the result is there, and goes on from its last checkpoint after a kill. To make
+a stage anew, remove its result and those of the stages after it.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def test_the_loss_is_the_papers(model, photo):
     texts = {}
     for text in ("a fire", "a Photo"):
         tokens = clip.tokenize([template(text) for template in OPENAI_IMAGENET_TEMPLATES])
-        z = F.normalize(model.encode_words(tokens), dim=1).mean(dim=0)
+        z = F.normalize(model.text.words(tokens), dim=1).mean(dim=0)
         texts[text] = F.normalize(z, dim=0)
 
     def encode(image):
