@@ -70,9 +70,9 @@ class Memory(nn.Module):
     unCLIP's prior is trained for (Ramesh et al., 2022). `finetune/memory.py` fills it.
     """
 
-    # R-Prec on 100 training captions of no list: 0.56 at 0.03, 0.54 at 0.05, 0.51 at 0.1, and 0.37
-    # without a memory. The middle one recalls more of the neighbours of what it does not have.
-    TEMPERATURE = 0.05
+    # R-Prec on 100 training captions of no list, with what they themselves recall and without it
+    # and its like (above 0.93): 65 and 15 % at 0.05, 63 and 21 % at 0.1, 54 and 22 % at 0.15.
+    TEMPERATURE = 0.1
 
     def __init__(self, captions: int, embed_dim: int):
         super().__init__()
