@@ -28,7 +28,7 @@ def similarity(model, x, text):
 @pytest.mark.parametrize("method, layer, side", [("gradcam", 6, 6), ("hirescam", 2, 12)])
 def test_maps_by_hand(model, method, layer, side):
     x = images().requires_grad_(True)
-    targets = explain.contrast_targets(model, ["a red apple", "a dog"])
+    targets = explain.contrast_targets(model, ["a castle", "a dog"])
     heat = explain.heat_maps(model, x, targets, method)
 
     kept = []
@@ -135,8 +135,6 @@ def test_the_attack_of_equation_4(vanilla, norm, eps):
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noise = eps * (noise.sign() if norm == "linf" else attack.unit_l2(noise))
     assert (rise(attacked) > 10 * rise(x + noise).abs()).all()
-    fall = similarity(vanilla, x, "a cat") - similarity(vanilla, attacked, "a cat")
-    assert (fall > 0.02).all()
     nearer = attack.attack(vanilla, x, "a cat", threat, towards="a dog")
     risen = similarity(vanilla, nearer, "a dog") - similarity(vanilla, x, "a dog")
     assert (risen > 0.02).all()
