@@ -141,8 +141,9 @@ def test_bench_writes_what_it_prints(run, tmp_path):
         "bench", "--models", "clipag-mini", "--views", "1", "--rounds", "1", "--out", "bench.json"
     )
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "bench.json").read_text())["looks"]
+    row, *faster = json.loads((tmp_path / "bench.json").read_text())["looks"]
     assert f"| clipag-mini | 1 | clipag | float32 | {row['seconds']:.3f} |" in result.stdout
+    assert [row["precision"] for row in faster] in ([], ["bfloat16"])  # where it is worthwhile
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def settings(shards, **changes):
     source = config.Source(kind="shards", path=f"{shards}/{{00000..00003}}.tar")
     base = config.Config(
         model="clip-mini", data=[source], steps=4, batch=16, micro_batch=8, streams=4, lr=1e-3,
-        ema=0.9, save_every=1, threat=config.Threat(eps=0.5, attack_steps=1),
+        precision="float32", ema=0.9, save_every=1, threat=config.Threat(eps=0.5, attack_steps=1),
     )  # fmt: skip
     return replace(base, **changes)
 

@@ -173,7 +173,7 @@ def target(model, text, weight, stop=-math.inf):
 def test_the_spherical_distance_is_half_the_squared_angle(model):
     images = torch.rand(2, 3, 64, 64)
     targets = [[target(model, "apple", 1)], [target(model, "apple", 2), target(model, "cat", -0.5)]]
-    losses = clip.Guide(model, targets, spherical=True).loss(images)
+    losses = clip.Guide(model, targets, spherical=True, precision="float32").loss(images)
     z = F.normalize(model.encode_image(clip.model.normalize(images)), dim=-1)
     for loss, image, wanted in zip(losses, z, targets, strict=True):
         angles = [torch.acos(image @ t.embedding) for t in wanted]
