@@ -65,17 +65,14 @@ class Memory(nn.Module):
     Contrastive training only ranks texts: the embedding that is nearest to a text need not be one
     that pictures of it have. So a text recalls, by attention, what pictures of such captions look
     like to the tower: keys are the embeddings of the training captions, values the means of their
-    pictures'. It recalls its own caption's above all, if training had it, and the less the farther
-    all captions are. This is a cache as of Tip-Adapter (Zhang et al., ECCV 2022), whose sharpness
-    it takes, asked by texts, and does without training what unCLIP's prior is trained for (Ramesh
-    et al., 2022). `finetune/memory.py` fills it.
+    pictures'. It recalls its own caption's above all, if training had it. This is a cache as of
+    Tip-Adapter (Zhang et al., ECCV 2022), asked by texts, and does without training what
+    unCLIP's prior is trained for (Ramesh et al., 2022). `finetune/memory.py` fills it.
     """
 
     # R-Prec on 100 training captions of no list, with what they themselves recall and without it
-    # and its like (above 0.93): 65 and 15 % at 0.05, 63 and 21 % at 0.1, 54 and 22 % at 0.15; with
-    # the sharpness, at 0.1, 63 and 31 %.
+    # and its like (above 0.93): 65 and 15 % at 0.05, 63 and 21 % at 0.1, 54 and 22 % at 0.15.
     TEMPERATURE = 0.1
-    SHARPNESS = 5.5
 
     def __init__(self, captions: int, embed_dim: int):
         super().__init__()
@@ -85,12 +82,10 @@ class Memory(nn.Module):
         self.values: Tensor
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Return embeddings (B, D) plus what they recall, in equal parts where it is their own."""
+        """Return embeddings (B, D) plus what they recall, in equal parts."""
         own = F.normalize(embeddings, dim=1)
-        likeness = own @ self.keys.T
-        recalled = (likeness / self.TEMPERATURE).softmax(dim=1) @ self.values
-        trust = (self.SHARPNESS * (likeness.amax(dim=1, keepdim=True) - 1)).exp()
-        return own + trust * F.normalize(recalled, dim=1)
+        recalled = (own @ self.keys.T / self.TEMPERATURE).softmax(dim=1) @ self.values
+        return own + F.normalize(recalled, dim=1)
 
 
 class MiniTextTower(nn.Module):
