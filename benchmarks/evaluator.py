@@ -6,7 +6,8 @@ EfficientNet-Lite0, pre-trained on ImageNet and fine-tuned by ordinary (never ad
 training to name the corpus' captions: another architecture, another initialisation and no
 text tower in common with the models that it judges. Unlike them it has seen pictures of
 the captions in `unseen.txt`, or it could not judge those; the corpus' `test` split, and a
-tenth of the unseen pictures, it has not.
+tenth of the unseen pictures, it has not. The one beside this file was trained by the first split,
+which held out fewer pictures as unseen; the test pictures were the same.
 """
 
 import argparse
