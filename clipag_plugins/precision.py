@@ -46,8 +46,10 @@ def fastest(device: torch.device) -> torch.dtype:
     lower = torch.bfloat16
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         lower = torch.float16
-    # A product too small to notice, and an answer at once where `lower` is only emulated.
-    if products_per_second(lower, device, 128) < products_per_second(torch.float32, device, 128):
+    # A product too small to notice, and an answer at once where `lower` is only emulated. Elsewhere
+    # so small a product gains little, so it decides nothing unless it is far behind.
+    small = [products_per_second(dtype, device, 128) for dtype in (lower, torch.float32)]
+    if WORTHWHILE * small[0] < small[1]:
         return torch.float32
     gain = products_per_second(lower, device) / products_per_second(torch.float32, device)
     return lower if gain >= WORTHWHILE else torch.float32

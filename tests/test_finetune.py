@@ -696,6 +696,7 @@ streams = 4
 lr = 1e-3
 ema = 0.9
 save_every = 1
+precision = "float32"
 picture_every = 6
 evaluate_samples = 8
 [threat]
