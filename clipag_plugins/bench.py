@@ -47,6 +47,10 @@ def rates(device: torch.device) -> dict[str, float]:
 def look(tower: nn.Module, views: Tensor, dtype: torch.dtype) -> Look:
     """Return what runs a tower over views (V, 3, side, side) and gives their gradient."""
     tower = precision.in_precision(tower, dtype)
+    if type(tower).__module__ == "clip.model":  # whose LayerNorm takes nothing but float32
+        for part in tower.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.float()
 
     def run() -> Tensor:
         seen = views.detach().requires_grad_(True)
