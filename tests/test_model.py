@@ -55,9 +55,10 @@ def test_padding_does_not_matter(model):
 
 def test_a_memory_adds_what_was_seen_under_such_captions():
     memory = Memory(captions=2, embed_dim=4)
-    memory.keys[:], memory.values[:] = torch.eye(4)[:2], torch.eye(4)[2:] * 3
-    moved = memory(torch.eye(4)[:2] * 5)
-    assert torch.allclose(moved, torch.eye(4)[:2] + torch.eye(4)[2:], atol=1e-4)
+    texts = torch.eye(4)[:1] * torch.tensor([[1.0], [-1.0]])  # so far apart that nothing is mixed
+    memory.keys[:], memory.values[:] = texts, torch.eye(4)[2:] * 3
+    assert torch.allclose(memory(texts * 5), texts + torch.eye(4)[2:], atol=1e-6)
+    memory.keys[:] = torch.eye(4)[:2]
     # Of two keys at 0.78 and 0.62, weights e^(0.78 / 0.1) to e^(0.62 / 0.1).
     own = torch.tensor([[0.78, 0.62, 0.0, 0.0]])
     own = own / own.norm()
