@@ -19,7 +19,7 @@ lint: $(VENV)/installed-lint
 
 # Corpus, text tower, both image towers, starting images: one command, resumes after a kill.
 weights: $(VENV)/installed-weights
-	$(BIN)/python -m clipag_plugins.finetune.weights --work $(WORK)
+	$(BIN)/python -m clipag_plugins.finetune.embedded --work $(WORK)
 
 evaluator: $(VENV)/installed-weights
 	$(BIN)/python -m benchmarks.evaluator --work $(WORK)

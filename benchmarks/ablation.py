@@ -20,7 +20,8 @@ import clipag_plugins as clip
 from clipag_plugins.ascent import ascend
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import config, train
-from clipag_plugins.sampler import EMBEDDED, starting_images, to_pil
+from clipag_plugins.pictures import to_pil
+from clipag_plugins.sampler import EMBEDDED_SETTINGS, starting_images
 
 from . import keep
 
@@ -58,9 +59,14 @@ def accuracy(model: Path) -> dict[str, dict[str, str]]:
 def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
     """Draw the prompts with the embedded model's settings, whichever the model."""
     targets = [clip.text_target(model, prompt) for prompt in PROMPTS]
-    guide = clip.Guide(model, [[t] for t in targets], EMBEDDED.views, seeds=[seed] * len(PROMPTS))
-    canvas = EMBEDDED.canvas(starting_images("gmm", targets, model, 224, seed)[:, 0])
-    return [to_pil(image) for image in ascend(canvas, guide, EMBEDDED.steps, progress=False).images]
+    guide = clip.Guide(
+        model, [[t] for t in targets], EMBEDDED_SETTINGS.views, seeds=[seed] * len(PROMPTS)
+    )
+    canvas = EMBEDDED_SETTINGS.canvas(starting_images("gmm", targets, model, 224, seed)[:, 0])
+    return [
+        to_pil(image)
+        for image in ascend(canvas, guide, EMBEDDED_SETTINGS.steps, progress=False).images
+    ]
 
 
 def write_figure(path: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
@@ -91,11 +97,11 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
                          f"{tower}-{settings[0].rpartition('=')[2]}")
             for threat, settings in THREATS.items()
         }  # fmt: skip
-        rows.append((f"{tower}, vanilla", draw(clip.load_clipag(start))))
+        rows.append((f"{tower}, vanilla", draw(clip.load_model(start))))
         for threat, model in made.items():
             found = accuracy(model)
             after = "\n".join(f"{kind} {share}" for kind, share in found["after"].items())
-            rows.append((f"{tower}, {threat}\n{after}", draw(clip.load_clipag(model))))
+            rows.append((f"{tower}, {threat}\n{after}", draw(clip.load_model(model))))
             figures["accuracy"][f"{tower}, {threat}"] = found
     write_figure(figure, rows)
     keep("ablation", figures)

@@ -102,7 +102,7 @@ def kill_one_of_two(work: Path, out: Path) -> tuple[float, int, str]:
 
 def largest_difference(one: Path, other: Path) -> float:
     """Return the largest difference between the weights of two runs' results."""
-    a, b = (clip.load_clipag(out / "model").visual.state_dict() for out in (one, other))
+    a, b = (clip.load_model(out / "model").visual.state_dict() for out in (one, other))
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 

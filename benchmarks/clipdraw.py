@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from clipag_plugins.ascent import Ascent
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.base import ClipagModel
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipdraw
-from clipag_plugins.model import ClipagModel, load_clipag
 
 from . import evaluator, keep_table
 from .quality import digest_of_package, judged, pictures_of, write_figure
@@ -56,7 +57,7 @@ def main(options: argparse.Namespace) -> None:
         folder = options.work / run / ("augmentation" if augment else "no augmentation")
         folders.append(folder)
         facts = {"model": name, "augmentation": "yes" if augment else "no"}
-        model = load_clipag(name, torch.device(options.device))
+        model = load_model(name, torch.device(options.device))
         draw = partial(drawn, model, augment, options)
         images = pictures_of(draw, prompts, folder, {"seed": options.seed}, options.batch)
         rows.append({**facts, **judged(judge, images, every)})

@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 from clipag_plugins import views
 from clipag_plugins.files import write_beside
+from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipstyler
 from clipag_plugins.integrations.clipstyler import Losses
-from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import read_square, save_png, to_pil
+from clipag_plugins.pictures import read_square, save_png, to_pil
 from clipag_plugins.sheet import sheet
 
 from . import evaluator, keep, keep_table
@@ -73,7 +73,7 @@ def styled(
     path = folder / f"{name}-{text}-{terms}.png"
     if not path.exists():
         ascent = clipstyler.style(
-            photo(name, options.side), text, load_clipag(model), losses=losses,
+            photo(name, options.side), text, load_model(model), losses=losses,
             network=CANVASES[canvas], steps=options.steps, seed=options.seed, progress=False,
         )  # fmt: skip
         if ascent.interrupted:

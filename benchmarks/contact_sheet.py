@@ -9,12 +9,13 @@ the default number of tries, by its own model's choice.
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from clipag_plugins.files import write_beside
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.sampler import generate
 
 SEEN, UNSEEN, COLUMNS = 16, 8, 6
@@ -34,14 +35,15 @@ def prompts() -> list[str]:
 def main(out: Path, seed: int) -> None:
     """Draw every prompt with both models and arrange the pairs."""
     texts = prompts()
-    pictures = [generate(texts, model, seed=seed) for model in ("clip-mini", "clipag-mini")]
+    drawn = [generate(texts, model, seed=seed) for model in ("clip-mini", "clipag-mini")]
+    pictures = [batch for batch in drawn if isinstance(batch, list)]
     captions = [text + (" *" if i >= SEEN else "") for i, text in enumerate(texts)]
     write_sheet(out, captions, pictures, COLUMNS)
     print(out)
 
 
 def write_sheet(
-    out: Path, captions: list[str], pictures: list[list[Image.Image]], columns: int
+    out: Path, captions: list[str], pictures: Sequence[list[Image.Image]], columns: int
 ) -> None:
     """Write a sheet that shows under each caption its picture from every list, side by side."""
     width, height = len(pictures) * SIDE + 2 * MARGIN, SIDE + CAPTION + MARGIN

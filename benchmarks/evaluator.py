@@ -15,6 +15,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.files import write_beside
-from clipag_plugins.finetune import checkpoint, corpus
-from clipag_plugins.finetune.image import Pictures
+from clipag_plugins.finetune import checkpoint
+from clipag_plugins.finetune.embedded import corpus
+from clipag_plugins.finetune.embedded.image_tower import Pictures
 
 from . import keep
 
@@ -44,7 +46,7 @@ class Evaluator(nn.Module):
     def __init__(self, captions: list[str]):
         super().__init__()
         self.captions = captions
-        self.features = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        self.features: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0)
         self.project = nn.Linear(1280, 256)
         self.names = nn.Parameter(torch.randn(len(captions), 256) * 0.05)
 
@@ -181,7 +183,7 @@ def measure(
     evaluator: Evaluator, pictures: Pictures, rows: list[corpus.Picture], held_out: list[bool]
 ) -> dict[str, float]:
     """Return its R-Prec among 100 prompts, on real pictures that it was not trained on."""
-    report = {}
+    report: dict[str, float] = {}
     for name in ("seen", "unseen"):
         prompts = corpus.read_concepts(corpus.SPLIT_FOLDER / f"{name}.txt")
         chosen = [i for i, row in enumerate(rows) if held_out[i] and row.caption in prompts]

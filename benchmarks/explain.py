@@ -29,15 +29,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.attack import Linf, pgd
-from clipag_plugins.evaluation import mean
+from clipag_plugins.evaluation.report import mean
 from clipag_plugins.explain import CAMS, contrast_targets, heat_maps
 from clipag_plugins.files import slug
-from clipag_plugins.finetune import corpus
-from clipag_plugins.guide import Guide, text_target
-from clipag_plugins.model import load_clipag
-from clipag_plugins.sampler import save_png, to_pil
+from clipag_plugins.finetune.embedded import corpus
+from clipag_plugins.guide import Guide
+from clipag_plugins.hub import load_model
+from clipag_plugins.pictures import save_png, to_pil
 from clipag_plugins.stages import stages
+from clipag_plugins.targets import text_target
 
 from . import keep
 
@@ -116,7 +118,7 @@ def measured(
     found: dict[tuple[str, ...], list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
     for name in MODELS:
-        model = load_clipag(name)
+        model = load_model(name)
         parts, _ = stages(model.visual)
         targets = {
             "similarity": [text_target(model, text) for text in captions],
@@ -125,7 +127,7 @@ def measured(
         negated = [text_target(model, f"not {text}", weight=-1.0) for text in captions]
         for part in tqdm(torch.arange(len(images)).split(BATCH), desc=name, unit="batch"):
             both = [[targets["similarity"][i], negated[i]] for i in part]
-            guide = Guide(model, both, precision="float32")
+            guide = Guide(model, both, options=RunOptions("float32"))
             attacked = pgd(
                 images[part],
                 lambda x, guide=guide: guide.loss(x).sum(),  # type: ignore[misc]
@@ -176,7 +178,7 @@ def main(options: argparse.Namespace) -> None:
     values = measured(images, masks, captions, [(*shown, None) for shown in SHOWN])
     report = facts_of(options, masks)
     for (target, method), measure in itertools.product(SHOWN, MEASURES):
-        figures = {}
+        figures: dict[str, list[float | None]] = {}
         of = {
             (name, state): values[name, target, method, "None", measure, state]
             for name, state in itertools.product(MODELS, STATES)

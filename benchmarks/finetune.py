@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.attack import L2
+from clipag_plugins.base import ClipagModel, normalize
 from clipag_plugins.finetune import config, train
 from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
 from clipag_plugins.finetune.objectives import Clipag
-from clipag_plugins.guide import text_embeddings
-from clipag_plugins.model import ClipagModel, normalize
+from clipag_plugins.targets import text_embeddings
 from clipag_plugins.tokenizer import tokenize
 
 from . import RESULTS, keep
@@ -78,9 +78,10 @@ def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[],
 class Logits(nn.Module):
     """Images in [0, 1] to the contrastive logits, as torchattacks wants a model."""
 
-    def __init__(self, model: nn.Module, tokens: Tensor, keep_texts: bool):
+    def __init__(self, model: Any, tokens: Tensor, keep_texts: bool):
         super().__init__()
-        self.model, self.tokens = model, tokens
+        self.model: Any = model
+        self.tokens = tokens
         self.texts = self._embed() if keep_texts else None
 
     def _embed(self) -> Tensor:
@@ -124,7 +125,8 @@ def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
                 attacked.requires_grad_(True)
                 F.cross_entropy(logits(attacked), labels).backward()
                 slope = attacked.grad
-                attacked = threat.project(threat.step(attacked.detach(), slope), x)
+                if slope is not None:  # for mypy: backward has just set it
+                    attacked = threat.project(threat.step(attacked.detach(), slope), x)
         else:
             attack = torchattacks.PGDL2(logits, EPS, length, ATTACK_STEPS)
             attacked = attack(x, labels)

@@ -22,13 +22,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clipag_plugins.cli import main as clipag
-from clipag_plugins.commands.options import SIGMA
-from clipag_plugins.evaluation import Report, compared
-from clipag_plugins.finetune import corpus
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.model import load_clipag
+from clipag_plugins.defaults import SIGMA
+from clipag_plugins.evaluation.report import Report, compared
+from clipag_plugins.finetune.embedded import corpus
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.hub import load_model
 from clipag_plugins.pag import judged_score
-from clipag_plugins.sampler import save_png, to_pil, upright
+from clipag_plugins.pictures import save_png, to_pil, upright
 from clipag_plugins.smoothing import smooth
 
 from . import RESULTS, evaluator
@@ -60,7 +60,7 @@ def by_pictures(work: Path, split: str, count: int | None, more: Sequence[str]) 
         save_png(picture, folder / f"{row.index}.png", {"prompt": row.caption})
     prompts = folder / "captions.txt"
     prompts.write_text("".join(f"{row.caption}\n" for row in chosen), encoding="utf-8")
-    side = load_clipag().visual.native_size
+    side = load_model().visual.native_size
     return clipag(
         ["eval", "pag", str(folder), "--prompts", str(prompts), "--size", str(side),
          "--samples", str(SAMPLES), *more]
@@ -71,11 +71,11 @@ def by_judge(seed: int) -> None:
     """Score the models by the evaluator."""
     judge = evaluator.load()
     texts = [t for kind in ("seen", "unseen") for t in read_concepts(SPLIT_FOLDER / f"{kind}.txt")]
-    vanilla = load_clipag("clip-mini")
+    vanilla = load_model("clip-mini")
     models = {
         "clip-mini": vanilla,
         f"clip-mini, smoothed by {SIGMA:g}": smooth(vanilla, SIGMA, SAMPLES),
-        "clipag-mini": load_clipag("clipag-mini"),
+        "clipag-mini": load_model("clipag-mini"),
     }
     scores = {
         name: judged_score(model, judge, texts * ROUNDS, SIDE, seed=seed)

@@ -27,13 +27,18 @@ from PIL import Image
 
 import clipag_plugins
 from clipag_plugins import integrations
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
-from clipag_plugins.evaluation import draw_missing, similarities_and_ranks
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.guide import text_target
-from clipag_plugins.hub import embedded_config
-from clipag_plugins.model import ClipagModel, load_clipag
-from clipag_plugins.sampler import from_pil, read_picture, sample, starting_images
+from clipag_plugins.base import ClipagModel
+from clipag_plugins.canvas import PixelCanvas
+from clipag_plugins.embedded import read_config
+from clipag_plugins.evaluation.drawing import draw_missing
+from clipag_plugins.evaluation.metrics import similarities_and_ranks
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.hub import load_model
+from clipag_plugins.pictures import from_pil, read_picture
+from clipag_plugins.sampler import sample, starting_images
+from clipag_plugins.targets import text_target
 
 from . import evaluator, keep_table
 from .contact_sheet import write_sheet
@@ -82,7 +87,7 @@ def judged(judge: evaluator.Evaluator, images: torch.Tensor, every: list[str]) -
 
 def digest_of_package() -> str:
     """Name the very weights and code that make a picture: no old one is judged as new."""
-    made_by = hashlib.sha256(json.dumps(embedded_config(), sort_keys=True).encode())
+    made_by = hashlib.sha256(json.dumps(read_config(), sort_keys=True).encode())
     for package in (clipag_plugins, integrations):
         for source in sorted(Path(str(package.__file__)).parent.glob("*.py")):
             made_by.update(source.read_bytes())
@@ -102,14 +107,15 @@ def table(
     for kind in ("seen", "unseen"):
         every = read_concepts(SPLIT_FOLDER / f"{kind}.txt")
         for name in ("clip-mini", "clipag-mini"):
-            model, known_as = load_clipag(name), name
+            model, known_as = load_model(name), name
             if not memory:
-                model.text.memory, known_as = None, f"{name}, no memory"
+                text_tower: Any = model.text
+                text_tower.memory, known_as = None, f"{name}, no memory"
             for setting in settings:
                 folder = work / f"{known_as}-{digest}-{seed}" / kind / setting
                 draw = partial(SETTINGS[setting], model, seed)
                 images = pictures_of(draw, every[:count], folder, {"seed": seed})
-                row = {"prompts": kind, "model": known_as, "setting": setting}
+                row: dict[str, Any] = {"prompts": kind, "model": known_as, "setting": setting}
                 row |= judged(judge, images, every)
                 print(json.dumps({"seed": seed, **row}), flush=True)
                 yield row
@@ -130,14 +136,16 @@ def starts(model: ClipagModel, seed: int, prompts: list[str]) -> Ascent:
     """Return what the ascents would start from."""
     targets = [text_target(model, prompt) for prompt in prompts]
     images = starting_images("gmm", targets, model, 224, seed)[:, 0]
-    return Ascent(images, torch.zeros(len(images)), 0)
+    return Ascent(images, torch.zeros(len(images)), PixelCanvas(images))
 
 
 def drawn(
     views: int | None, tries: int | None, model: ClipagModel, seed: int, prompts: list[str]
 ) -> Ascent:
     """Draw prompts by pixel ascent."""
-    return sample(prompts, model, views=views, tries=tries, seed=seed, progress=False)
+    return sample(
+        prompts, model, views=views, tries=tries, seed=seed, options=RunOptions(progress=False)
+    )
 
 
 SETTINGS: dict[str, Callable[[ClipagModel, int, list[str]], Ascent]] = {

@@ -10,9 +10,9 @@ corpus and the text tower in the work folder: the first two stages of `make weig
 import argparse
 from pathlib import Path
 
-from clipag_plugins.finetune.image import Trainer
-from clipag_plugins.guide import text_embeddings
-from clipag_plugins.model import load_clipag
+from clipag_plugins.finetune.embedded.image_tower import Trainer
+from clipag_plugins.hub import load_model
+from clipag_plugins.targets import text_embeddings
 
 from . import keep
 
@@ -22,7 +22,7 @@ def main(work: Path) -> None:
     trainer = Trainer(work, seed=0)
     report: dict[str, object] = {"pictures": len(trainer.test), "captions": len(trainer.captions)}
     for name in ("clip-mini", "clipag-mini"):
-        model = load_clipag(name)
+        model = load_model(name)
         tower, side = model.visual.tower, model.visual.native_size
         texts = text_embeddings(model, trainer.captions, truncate=True)
         found = {eps: trainer.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}

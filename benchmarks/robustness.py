@@ -15,8 +15,8 @@ from PIL import Image
 
 from clipag_plugins.cli import main as clipag
 from clipag_plugins.files import slug
-from clipag_plugins.finetune import corpus
-from clipag_plugins.sampler import upright
+from clipag_plugins.finetune.embedded import corpus
+from clipag_plugins.pictures import upright
 
 from . import RESULTS
 from .pag import first_of_each

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipag_plugins.integrations.renderer import over, render_paths
+from clipag_plugins.integrations.vector.renderer import over, render_paths
 
 from . import keep
 
@@ -91,7 +92,8 @@ def diffvg(count: int, radius: float) -> Callable[[], Tensor]:
 
     pydiffvg.set_use_gpu(False)
     pydiffvg.set_print_timing(False)
-    shapes, groups = [], []
+    shapes: list[Any] = []
+    groups: list[Any] = []
     for path, number, colour in zip(*notebook_strokes(count), strict=True):
         shapes.append(
             pydiffvg.Path(

@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from clipag_plugins.ascent import Ascent
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.base import ClipagModel, normalize
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import vqgan
-from clipag_plugins.integrations.cutouts import Cutouts
-from clipag_plugins.integrations.vqgan_weights import load_vqgan
-from clipag_plugins.model import ClipagModel, load_clipag, normalize
+from clipag_plugins.integrations.vqgan.canvas import EMBEDDED
+from clipag_plugins.integrations.vqgan.cutouts import Cutouts
+from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
 from . import evaluator, keep, keep_table
 from .quality import digest_of_package, judged, pictures_of, write_figure
@@ -44,7 +46,7 @@ def seconds(work: Callable[[], torch.Tensor]) -> float:
 def timed(options: argparse.Namespace) -> None:
     """Time a drawing and a step's parts."""
     steps, side = options.steps, options.side
-    model, drawing, views = load_clipag(), load_vqgan(), Cutouts(options.views)
+    model, drawing, views = load_model(), load_vqgan(), Cutouts(options.views)
     vqgan.draw(
         "a green frog", model, drawing, steps=1, size=(side, side), views=views, progress=False
     )
@@ -101,7 +103,7 @@ def compare(options: argparse.Namespace) -> None:
         settings = f"{options.steps}-{options.side}-{options.views}-{options.seed}"
         folder = options.work / f"{name}-{digest}-{settings}"
         folders.append(folder)
-        draw = partial(drawn, load_clipag(name), load_vqgan(), options)
+        draw = partial(drawn, load_model(name), load_vqgan(), options)
         images = pictures_of(draw, prompts, folder, {"seed": options.seed}, batch=1)
         rows.append({"model": name, **judged(judge, images, every)})
         print(json.dumps(rows[-1]), flush=True)
@@ -117,7 +119,7 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, help="judge this many of the 100 seen captions")
     parser.add_argument("--steps", type=int, default=vqgan.STEPS)
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--views", type=int, default=vqgan.EMBEDDED.views)
+    parser.add_argument("--views", type=int, default=EMBEDDED.views)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/vqgan"))
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
 import clipag_plugins as clip
 
-model = clip.load_clipag()
+model, preprocess = clip.load_clipag()
 picture = clip.generate("a red apple")
 """
 
@@ -10,38 +10,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import clip
+    from .arguments import RunOptions
     from .ascent import Ascent, ascend
+    from .base import ClipagModel
     from .canvas import Canvas, PixelCanvas
     from .errors import ClipagError
-    from .guide import Guide, Target, image_target, text_target
-    from .model import ClipagModel, available_models, load, load_clipag
+    from .guide import Guide
+    from .hub import available_models, load, load_clipag, load_model
     from .sampler import generate
     from .smoothing import smooth
+    from .targets import Target, image_target, text_target
     from .tokenizer import tokenize
     from .views import Views, one_view
 
-_HOMES = {
+__version__ = "0.2.0"
+
+# Where each public name is defined.
+_MODULES = {
     "Ascent": "ascent",
     "Canvas": "canvas",
     "ClipagError": "errors",
-    "ClipagModel": "model",
+    "ClipagModel": "base",
     "Guide": "guide",
     "PixelCanvas": "canvas",
-    "Target": "guide",
+    "RunOptions": "arguments",
+    "Target": "targets",
     "Views": "views",
     "ascend": "ascent",
-    "available_models": "model",
+    "available_models": "hub",
     "generate": "sampler",
-    "image_target": "guide",
-    "load": "model",
-    "load_clipag": "model",
+    "image_target": "targets",
+    "load": "hub",
+    "load_clipag": "hub",
+    "load_model": "hub",
     "one_view": "views",
     "smooth": "smoothing",
-    "text_target": "guide",
+    "text_target": "targets",
     "tokenize": "tokenizer",
 }
 # Modules of OpenAI's package that scripts reach as attributes.
-_PACKAGES = {"clip": ".clip", "model": ".model", "simple_tokenizer": ".clip.simple_tokenizer"}
+_OPENAI_MODULES = {
+    "clip": ".clip",
+    "model": ".clip.model",
+    "simple_tokenizer": ".clip.simple_tokenizer",
+}
 
 __all__ = [
     "Ascent",
@@ -50,6 +62,7 @@ __all__ = [
     "ClipagModel",
     "Guide",
     "PixelCanvas",
+    "RunOptions",
     "Target",
     "Views",
     "ascend",
@@ -59,6 +72,7 @@ __all__ = [
     "image_target",
     "load",
     "load_clipag",
+    "load_model",
     "one_view",
     "smooth",
     "text_target",
@@ -67,11 +81,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import clipag_plugins` stays instant."""
-    if name not in _HOMES and name not in _PACKAGES:
+    """Import a public name when it is first used, so that `import clipag_plugins` is instant."""
+    if name not in _MODULES and name not in _OPENAI_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if name in _PACKAGES:
-        return import_module(_PACKAGES[name], __name__)
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _OPENAI_MODULES:
+        return import_module(_OPENAI_MODULES[name], __name__)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
 from .errors import ClipagError
-from .model import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
 from .vit import CLIP
 
 # What OpenAI's files hold beside the weights.

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .arguments import RunOptions
+from .base import ClipagModel
 from .errors import ClipagError
-from .guide import Guide, text_target
-from .model import ClipagModel
+from .guide import Guide
+from .targets import text_target
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,6 @@ def attack(
     else:
         targets = [text_target(model, towards, weight=-1.0)]
     # A guide's loss falls with the similarity; the attack raises it.
-    guide = Guide(model, [targets] * len(images), precision="float32")
+    guide = Guide(model, [targets] * len(images), options=RunOptions("float32"))
     start = None if towards is None else images
     return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start)

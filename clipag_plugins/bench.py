@@ -21,9 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from . import architecture, precision
+from .arguments import RunOptions
+from .base import ClipagModel
 from .errors import ClipagError
 from .files import write_json
-from .model import ClipagModel, load_clipag
+from .hub import load_model
 from .sampler import generate
 
 MODELS = ("clipag-mini", "ViT-B-32", "ViT-B-16", "convnext_base")
@@ -69,7 +71,7 @@ def implementations(name: str, device: torch.device) -> tuple[ClipagModel, dict[
     time.
     """
     if name.endswith("-mini"):
-        model = load_clipag(name, device)
+        model = load_model(name, device)
         return model, {"clipag": model.visual}
     import open_clip
 
@@ -149,9 +151,9 @@ def compare(
 
 def pictures(rounds: int, device: torch.device) -> dict[str, float]:
     """Return seconds of `generate()` with the embedded model: one prompt and eight, by tries."""
-    model = load_clipag(device=device)
+    model, quiet = load_model(device=device), RunOptions(progress=False)
     animals = ["cat", "dog", "frog", "whale", "owl", "bee", "crab", "snail"]
-    generate(animals, model, steps=1, progress=False)
+    generate(animals, model, steps=1, options=quiet)
     kinds = {
         f"{prompts}, {tries}": (count, number)
         for tries, number in (("one try", 1), ("default tries", None))
@@ -161,7 +163,7 @@ def pictures(rounds: int, device: torch.device) -> dict[str, float]:
     for _ in range(rounds):
         for kind, (count, tries) in kinds.items():
             began = time.perf_counter()
-            generate(animals[:count], model, tries=tries, progress=False)
+            generate(animals[:count], model, tries=tries, options=quiet)
             times[kind].append(time.perf_counter() - began)
     return {kind: statistics.median(spent) for kind, spent in times.items()}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -18,9 +19,8 @@ from .commands import (
     style,
     vqgan,
     weights,
-)  # fmt: skip
-from .commands.options import INTERRUPTED
-from .errors import ClipagError
+)
+from .errors import INTERRUPTED, ClipagError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +37,14 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _as_options(message: str, options: argparse.Namespace) -> str:
+    """Replace the argument names that a library error has in backticks by the command's options."""
+    option_names = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
+    # Where a command's option is not called like the argument, the command says so.
+    option_names |= getattr(options, "option_names", {})
+    return re.sub(r"`(\w+)`", lambda match: option_names.get(match[1], match[1]), message)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for bad input, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -47,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ClipagError as error:
-        print(f"clipag: {error}", file=sys.stderr)
+        print(f"clipag: {_as_options(str(error), options)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader has gone (`clipag models | head`): let the last flush go nowhere.

@@ -1,4 +1,4 @@
-"""The one error that users cause and can mend, and what raises it for a missing library."""
+"""The error that users cause and can mend, and helpers that raise or report it."""
 
 import sys
 from collections.abc import Iterator
@@ -6,19 +6,22 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 
-class ClipagError(ValueError):
+
+class ClipagError(Exception):
     """Bad input. The message is one sentence that names the value and the remedy.
 
-    The command line prints it without a traceback and exits with 2.
+    Messages put argument names in backticks: "`max_views` is 0: …". The command line shows them as
+    options ("--max-views is 0: …"), without a traceback, and exits with 2.
     """
 
 
 def library(module: str, extra: str) -> Any:
-    """Import a module that `pip install 'clipag-plugins[extra]'` brings.
+    """Import a module that `pip install 'clipag-plugins[extra]'` installs.
 
     Raises:
-        ClipagError: it, or something it needs, is not installed.
+        ClipagError: the module, or something it needs, is not installed.
     """
     try:
         return import_module(module)
@@ -29,8 +32,11 @@ def library(module: str, extra: str) -> Any:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
-    """End a module that is run by itself as `clipag` ends on bad input: no traceback, and 2."""
+def exit_on_user_error() -> Iterator[None]:
+    """Turn bad input inside the block into one line on stderr and exit code 2.
+
+    For modules that are run by `python -m`; `clipag` itself does the same in `cli.main`.
+    """
     try:
         yield
     except (ClipagError, OSError) as error:

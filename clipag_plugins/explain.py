@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import ClipagModel, embed_images
 from .errors import ClipagError, library
-from .guide import Target, text_embeddings
 from .mini import Block
-from .model import ClipagModel, embed_images
 from .pag import input_gradient
 from .smoothing import smooth
 from .stages import Maps, stages
+from .targets import Target, text_embeddings
 
 # What pytorch-grad-cam calls its methods.
 CAMS = {

@@ -1,22 +1,54 @@
-"""The guide: the only place that knows about CLIP."""
+"""The guide: turns images into a loss. It is the only part of the loop that knows CLIP.
 
-import math
+One look at a batch of images is three lines of arithmetic:
+
+    views = make_views(images)                      (B, V, 3, S, S)
+    z = normalize(image_tower(views))               (B, V, D), of unit length
+    loss = Σ_v weight_v · target_loss(z)            (B,)
+
+The rest of this file bounds the memory that they need. A picture has up to thousands of views,
+and the activations of all of them do not fit. So the image tower sees at most `max_views` views at
+once, and the gradient with respect to these views is computed before the next ones are looked at.
+The gradient is therefore part of the forward pass, and autograd's backward pass only returns it.
+"""
+
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from . import precision as precisions
+from . import precision
+from .arguments import RunOptions
+from .base import ClipagModel, normalize
 from .errors import ClipagError
-from .model import ClipagModel, embed_images, normalize
-from .tokenizer import tokenize
+from .streams import OpenStream, RandomStreams
+from .targets import (
+    Target,
+    cosine_loss,
+    directional_loss,
+    image_target,
+    spherical_loss,
+    style_target,
+    table_of,
+    text_embeddings,
+    text_target,
+)
 from .views import one_view
+
+__all__ = [
+    "Guide",
+    "MakeViews",
+    "Target",
+    "image_target",
+    "style_target",
+    "text_embeddings",
+    "text_target",
+]
 
 
 class MakeViews(Protocol):
@@ -30,56 +62,23 @@ class MakeViews(Protocol):
         """Return views (B, V, 3, size, size) of images (B, 3, H, W), and weights (V,)."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where an image should move in CLIP's space.
-
-    Attributes:
-        embedding: of unit length, (D,).
-        weight: how much it counts; below 0 it leads away.
-        stop: the distance, signed as the weight, at which it stops leading: the spherical
-            distance, or with a source 1 − cosine (CLIPStyler's threshold).
-        source: where the image comes from, of unit length, (D,). The embedding is then not a
-            place but a direction: that from the source to the image should be parallel to it
-            (StyleGAN-NADA, Gal et al. 2022; CLIPStyler, Kwon & Ye 2022).
-    """
-
-    embedding: Tensor
-    weight: float = 1.0
-    stop: float = -math.inf
-    source: Tensor | None = None
-
-
-# At the source itself a move has no direction, and close to it a gradient without bound: moves
-# that are shorter than this count in proportion. Embeddings have length 1.
-SHORTEST = 0.1
-TEXTS_AT_ONCE = 256
-
-
 class Guide:
     """Turns images into a loss: how far their views are from the targets.
 
     Args:
         model: the CLIP that guides. Its weights never take a gradient here.
-        targets: what each image should become: one list of targets an image.
+        targets: one list of targets for each image.
         views: maps images to views; by default the image itself, without augmentation.
-        seeds: one an image: where the random numbers of its views come from, so that an
+        seeds: one for each image: where the random numbers of its views come from, so that an
             image does not depend on its batch. None is torch's global generator, and the
             same numbers for every image.
-        spherical: measure by half the squared angle to each target, as VQGAN+CLIP does (Crowson
-            et al., ECCV 2022), rather than by the cosine.
-        precision: what the tower computes in: "auto" (the fastest on this device, by a
-            measurement), "float32", "bfloat16" or "float16". The loss is float32.
-        max_views: views that the tower sees at once: it bounds the memory that takes. (The views
-            of one image are made at once, however many.)
-        compile: pass the tower through `torch.compile`, on CUDA with CUDA graphs (not timed
-            yet). On CPUs it costs a minute or more before the first step and was found to gain
-            nothing: what guidance does is matrix products already.
+        spherical: measure half the squared angle to each target, as VQGAN+CLIP does (Crowson
+            et al., ECCV 2022), instead of the cosine.
+        options: precision, memory and compilation.
 
     Raises:
-        ClipagError: `precision`, `max_views` or `compile` is not possible, there is no target,
-            one has a `stop` where the cosine to a place is the measure, or a `source` where
-            the angle is.
+        ClipagError: the precision is unknown, there is no compiler, there is no target, a target
+            has a `stop` but neither `spherical` nor a source is used, or both are used.
     """
 
     def __init__(
@@ -90,263 +89,137 @@ class Guide:
         *,
         seeds: Sequence[int] | None = None,
         spherical: bool = False,
-        precision: str = "auto",
-        max_views: int = 64,
-        compile: bool = False,
+        options: RunOptions = RunOptions(),
     ):
-        if max_views < 1:
-            raise ClipagError(f"max_views is {max_views}: the tower must see at least 1 at once.")
         self.model = model
         self.views = views
-        self.max_views = max_views
-        self.dtype = precisions.choose(precision, model.visual)
-        tower = precisions.in_precision(model.visual, self.dtype)
-        if compile:
-            cuda_graphs = model.device.type == "cuda"
-            if not cuda_graphs and not any(map(shutil.which, ("g++", "clang++", "cl"))):
-                raise ClipagError("compile needs a C++ compiler: install g++, or leave it out.")
-            tower = torch.compile(tower, mode="reduce-overhead" if cuda_graphs else None)  # type: ignore[assignment]
-        self._tower = tower
-        self.spherical = spherical
-        flat = [target for image_targets in targets for target in image_targets]
-        if not flat:
-            raise ClipagError("There is no target: give each image at least one.")
-        sources = any(target.source is not None for target in flat)
-        if not spherical and not sources and any(target.stop != -math.inf for target in flat):
+        self.max_views = options.max_views
+        self.dtype = precision.choose(options.precision, model.visual)
+        self._tower = precision.in_precision(model.visual, self.dtype)
+        if options.compile:
+            self._tower = _compiled(self._tower, model.device)
+        self._targets = table_of(targets)
+        has_sources = self._targets.sources is not None
+        if spherical and has_sources:
+            raise ClipagError("Directions are compared by their cosine: leave `spherical` out.")
+        if not (spherical or has_sources) and (self._targets.stops > -torch.inf).any():
             raise ClipagError("A target's stop is a spherical distance: guide by spherical=True.")
-        if spherical and sources:
-            raise ClipagError("Directions are compared by their cosine: leave spherical out.")
-        self.is_distance = spherical or sources
-        # Constant during the ascent, so made only once. Images with fewer targets than others
-        # are filled up with such as weigh nothing.
-        device, most = flat[0].embedding.device, max(map(len, targets))
-        nowhere = torch.zeros_like(flat[0].embedding)
-        blank = Target(nowhere, 0.0)
-        table = [[*row, *[blank] * (most - len(row))] for row in targets]
-        self._embeddings = torch.stack(
-            [torch.stack([t.embedding for t in row]) for row in table]
-        ).detach()  # (B, T, D)
-        self._weights = torch.tensor([[t.weight for t in row] for row in table], device=device)
-        self._stops = torch.tensor([[t.stop for t in row] for row in table], device=device)
-        self._sources = None
-        if sources:
-            come_from = [[nowhere if t.source is None else t.source for t in r] for r in table]
-            self._sources = torch.stack([torch.stack(row) for row in come_from]).detach()
-        # None stands for torch's global generator.
-        self._seeds: list[int | None] = [None] * len(targets) if seeds is None else [*seeds]
-        self._streams: dict[int | None, Tensor] = {
-            seed: torch.Generator().manual_seed(seed).get_state() for seed in seeds or ()
-        }
+        self._target_loss = (
+            directional_loss if has_sources else spherical_loss if spherical else cosine_loss
+        )
+        self._seeds = [None] * len(targets) if seeds is None else [*seeds]
+        self._streams = RandomStreams(seeds or [])
 
-    def loss(self, images: Tensor) -> Tensor:
-        """Return the loss (B,) of images (B, 3, H, W) in [0, 1], differentiable in them alone.
+    def loss(self, images: Tensor, views: MakeViews | None = None) -> Tensor:
+        """Return the loss (B,) of images (B, 3, H, W) in [0, 1].
 
-        It is Σ_v w_v · (−Σ_t w_t · cos(view v, target t)): the cosine loss of CLIPAG's
-        sampler (supplement, section 1.3), averaged over views. If spherical, it is
-        Σ_v w_v · Σ_t w_t · θ²/2, where θ is the angle between view v and target t. If targets
-        have sources, it is Σ_v w_v · Σ_t w_t · (1 − cos(view v − source t, target t)).
+        It is Σ_v w_v · L(view v), where L is `targets.cosine_loss`, `spherical_loss` if the guide
+        is spherical, or `directional_loss` if targets have sources. It is differentiable in the
+        images only, and only once.
+
+        Args:
+            images: as many as there are lists of targets.
+            views: instead of the guide's own.
         """
-        wanted = torch.is_grad_enabled() and images.requires_grad
-        losses: Tensor = _Loss.apply(images, self, wanted)
+        needs_gradient = torch.is_grad_enabled() and images.requires_grad
+        losses: Tensor = _LossWithGradient.apply(
+            images, self, self.views if views is None else views, needs_gradient
+        )
         return losses
 
-    def _look(self, images: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """Return losses (B,) and, if `wanted`, their gradients (B, 3, H, W)."""
-        shared = torch.get_rng_state()
-        try:
-            found = self._look_from(shared, images, wanted)
-            shared = self._streams.get(None, shared)
-        finally:
-            torch.set_rng_state(shared)
-        return found
+    def readout(self, losses: Tensor) -> tuple[str, float]:
+        """Return the name and the mean of what the losses (B,) measure, for progress bars."""
+        mean = losses.detach().mean().item()
+        return ("similarity", -mean) if self._target_loss is cosine_loss else ("distance", mean)
 
-    def _look_from(
-        self, shared: Tensor, images: Tensor, wanted: bool
+    def _losses_and_gradient(
+        self, images: Tensor, make_views: MakeViews, needs_gradient: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Look, where torch's global generator is in the state `shared`, and leave it anywhere."""
+        """Return losses (B,) and, if needed, their gradients (B, 3, H, W)."""
         losses = images.new_empty(len(images), dtype=torch.float32)
-        gradient = torch.empty_like(images) if wanted else None
-        begin = {**self._streams, None: shared}
-        for rows in torch.arange(len(images)).split(max(1, self.max_views // self.views.count)):
-            part = images[rows].requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                views, weights = self._views_of(part, rows.tolist(), begin)
-            found, slopes = [], []
-            chunks = (
-                views.detach().flatten(0, 1),
-                rows.repeat_interleave(self.views.count),
-                weights.float().repeat(len(rows)),
-            )
-            for chunk, owners, weight in zip(
-                *(x.split(self.max_views) for x in chunks), strict=True
-            ):
-                chunk.requires_grad_(wanted)
-                with torch.set_grad_enabled(wanted):
-                    z = F.normalize(self._tower(normalize(chunk).to(self.dtype)).float(), dim=-1)
-                    loss = weight * self._distance(z, owners)
-                    total = loss.sum()
-                found.append(loss.detach())
-                if wanted:
-                    slopes += torch.autograd.grad(total, chunk)
-            losses[rows] = torch.cat(found).view(len(rows), -1).sum(dim=1)
-            if gradient is not None:
-                slope = torch.cat(slopes).view_as(views)
-                # Through one number: for a slope to start from, torch would first import sympy.
-                with torch.enable_grad():
-                    along = (views * slope).sum()
-                (gradient[rows],) = torch.autograd.grad(along, part)
+        gradient = torch.empty_like(images) if needs_gradient else None
+        images_at_once = max(1, self.max_views // make_views.count)
+        with self._streams.step() as open_stream:
+            for numbers in torch.arange(len(images)).split(images_at_once):
+                part = images[numbers].requires_grad_(needs_gradient)
+                with torch.set_grad_enabled(needs_gradient):
+                    views, weights = self._make_views(part, numbers, make_views, open_stream)
+                view_losses, view_gradient = self._encode_and_compare(
+                    views.detach().flatten(0, 1),
+                    numbers.repeat_interleave(make_views.count),
+                    weights.float().repeat(len(numbers)),
+                    needs_gradient,
+                )
+                losses[numbers] = view_losses.view(len(numbers), -1).sum(dim=1)
+                if gradient is not None and view_gradient is not None:
+                    # Scalar product instead of `grad_outputs`: that path imports sympy (slow).
+                    with torch.enable_grad():
+                        product = (views * view_gradient.view_as(views)).sum()
+                    (gradient[numbers],) = torch.autograd.grad(product, part)
         return losses, gradient
 
-    def _distance(self, z: Tensor, owners: Tensor) -> Tensor:
-        """Return how far (N,) unit embeddings (N, D) are from the targets of images `owners`."""
-        embeddings, weights = self._embeddings[owners].float(), self._weights[owners]
-        if not self.is_distance:
-            return -((embeddings @ z[:, :, None]).squeeze(2) * weights).sum(dim=1)
-        if self._sources is not None:
-            move = z[:, None] - self._sources[owners].float()
-            length = move.norm(dim=2).clamp_min(SHORTEST)
-            away = 1 - (move * embeddings).sum(dim=2) / length
-        else:
-            chord = (z[:, None] - embeddings).norm(dim=2)
-            # Just short of opposite, where the gradient of the arc sine has no end.
-            away = 2 * (chord / 2).clamp(max=1 - 1e-6).asin() ** 2
-        signed = away * weights.sign()
-        # Below the stop the distance still counts, and no gradient comes of it.
-        led = signed.maximum(self._stops[owners])
-        distance: Tensor = (weights.abs() * (signed.detach() + led - led.detach())).sum(dim=1)
-        return distance
-
-    def _views_of(
-        self, images: Tensor, rows: list[int], begin: dict[int | None, Tensor]
+    def _make_views(
+        self, images: Tensor, numbers: Tensor, make_views: MakeViews, open_stream: OpenStream
     ) -> tuple[Tensor, Tensor]:
-        """Return the views of some rows of the batch, each drawn from its own seed's stream."""
-        views, first = [], 0
-        for seed, alike in groupby(self._seeds[row] for row in rows):
-            count = len(list(alike))
-            torch.set_rng_state(begin[seed])
-            drawn, weights = self.views(
-                images[first : first + count], self.model.visual.native_size
-            )
-            self._streams[seed] = torch.get_rng_state()
-            views.append(drawn)
+        """Return views (N, V, 3, S, S) of the images with these numbers, each by its own seed."""
+        parts, first = [], 0
+        for seed, run in groupby(self._seeds[number] for number in numbers.tolist()):
+            count = len(list(run))
+            with open_stream(seed):
+                part, weights = make_views(
+                    images[first : first + count], self.model.visual.native_size
+                )
+            parts.append(part)
             first += count
-        return torch.cat(views), weights
+        return torch.cat(parts), weights
+
+    def _encode_and_compare(
+        self, views: Tensor, image_numbers: Tensor, weights: Tensor, needs_gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weighted losses (N,) of views (N, 3, S, S) and, if needed, their gradients.
+
+        `image_numbers` (N,) says which image each view is of, `weights` (N,) how much it counts.
+        """
+        losses, gradients = [], []
+        chunks = (each.split(self.max_views) for each in (views, image_numbers, weights))
+        for part, numbers, weight in zip(*chunks, strict=True):
+            part.requires_grad_(needs_gradient)
+            with torch.set_grad_enabled(needs_gradient):
+                z = F.normalize(self._tower(normalize(part).to(self.dtype)).float(), dim=-1)
+                loss = weight * self._target_loss(z, self._targets.of_images(numbers))
+                total = loss.sum()
+            losses.append(loss.detach())
+            if needs_gradient:
+                gradients += torch.autograd.grad(total, part)
+        return torch.cat(losses), torch.cat(gradients) if needs_gradient else None
 
 
-class _Loss(torch.autograd.Function):
-    """A guide's loss. Its gradient is made in the same pass, chunk by chunk, and kept."""
+class _LossWithGradient(torch.autograd.Function):
+    """A guide's loss. Its gradient is computed in the forward pass and returned in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, guide: Guide, wanted: bool) -> Tensor:
-        losses, gradient = guide._look(images.detach(), wanted)
+    def forward(
+        ctx: Any, images: Tensor, guide: Guide, views: MakeViews, needs_gradient: bool
+    ) -> Tensor:
+        losses, gradient = guide._losses_and_gradient(images.detach(), views, needs_gradient)
         ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream.view(-1, 1, 1, 1) * gradient, None, None
+        return upstream.view(-1, 1, 1, 1) * gradient, None, None, None
 
 
-@torch.no_grad()
-def text_target(
-    model: ClipagModel, text: str, weight: float = 1.0, truncate: bool = False
-) -> Target:
-    """Encode a prompt as a target.
+def _compiled(tower: nn.Module, device: torch.device) -> nn.Module:
+    """Pass a tower through `torch.compile`, on CUDA with CUDA graphs.
 
     Raises:
-        ClipagError: the prompt is empty, or over 77 tokens and `truncate` is false.
+        ClipagError: a CPU's code cannot be compiled, since there is no C++ compiler.
     """
-    return Target(_encode_text(model, text, ["{}"], truncate, model.encode_text), weight)
-
-
-@torch.no_grad()
-def style_target(
-    model: ClipagModel,
-    text: str,
-    image: Tensor,
-    weight: float = 1.0,
-    *,
-    threshold: float = 0.0,
-    source_text: str = "a Photo",
-    templates: Sequence[str] | None = None,
-    truncate: bool = False,
-) -> Target:
-    """Encode CLIPStyler's directional target: from `source_text` to `text`, away from `image`.
-
-    Args:
-        model: the CLIP that guides.
-        text: the style, as "a watercolor painting with purple brush".
-        image: what is styled, (3, H, W) in [0, 1].
-        weight: how much it counts.
-        threshold: views nearer than this, in 1 − cosine, stop leading (the paper's 0.7).
-        source_text: what the image is, in words.
-        templates: sentences with {} for a text, over which both texts are averaged; by default
-            the 80 that OpenAI's CLIP was tested with on ImageNet.
-        truncate: cut texts of more than 77 tokens instead of refusing them.
-
-    Raises:
-        ClipagError: a text is empty, too long, or both mean the same.
-    """
-    if templates is None:
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
-        templates = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
-    # A direction leads from text to text: what either recalls of pictures blurs it. (With the
-    # memory CLIPAG's style network fell behind vanilla's: benchmarks/clipstyler.py.)
-    to, source = (
-        _encode_text(model, t, templates, truncate, model.encode_words) for t in (text, source_text)
-    )
-    if (to - source).norm() < 1e-3:
-        raise ClipagError(f"{text!r} is to the model what {source_text!r} is: name a style.")
-    place = image_target(model, image).embedding
-    return Target(F.normalize(to - source, dim=0), weight, threshold, place)
-
-
-@torch.no_grad()
-def text_embeddings(model: ClipagModel, texts: Sequence[str], truncate: bool = False) -> Tensor:
-    """Return unit-length embeddings (N, D) of texts, encoded many at a time.
-
-    Raises:
-        ClipagError: a text is empty, or over 77 tokens and `truncate` is false.
-    """
-    tokens = torch.cat([_tokens(model, text, ["{}"], truncate) for text in texts])
-    parts = [model.encode_text(chunk.to(model.device)) for chunk in tokens.split(TEXTS_AT_ONCE)]
-    return F.normalize(torch.cat(parts), dim=-1)
-
-
-def _encode_text(
-    model: ClipagModel,
-    text: str,
-    templates: Sequence[str],
-    truncate: bool,
-    encode: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """Return the unit embedding (D,) of a text: the average over what the templates make of it."""
-    tokens = _tokens(model, text, templates, truncate).to(model.device)
-    z = F.normalize(encode(tokens), dim=-1)
-    return F.normalize(z.mean(dim=0), dim=-1)
-
-
-def _tokens(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
-    """Return the tokens (T, 77) of what the templates make of a text."""
-    if not text.strip():
-        raise ClipagError(f"The prompt {text!r} is empty: say what to draw.")
-    try:
-        text.encode("utf-8")
-        texts = [template.replace("{}", text) for template in templates]
-        return tokenize(texts, truncate=truncate)
-    except UnicodeEncodeError as error:
-        raise ClipagError(f"The prompt {text!r} is not valid text: type it as UTF-8.") from error
-    except RuntimeError as error:
-        raise ClipagError(
-            f"The prompt {text[:40]!r}… has more than {model.context_length} tokens: "
-            "shorten it, or have it cut where that is offered (--truncate)."
-        ) from error
-
-
-@torch.no_grad()
-def image_target(model: ClipagModel, image: Tensor, weight: float = 1.0) -> Target:
-    """Encode an image (3, H, W) in [0, 1] as a target."""
-    return Target(embed_images(model, image[None].to(model.device))[0], weight)
+    cuda_graphs = device.type == "cuda"
+    if not cuda_graphs and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        raise ClipagError("`compile` needs a C++ compiler: install g++, or leave it out.")
+    compiled: nn.Module = torch.compile(tower, mode="reduce-overhead" if cuda_graphs else None)  # type: ignore[assignment]
+    return compiled

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import ImageTower, TwoTowers
+from .errors import ClipagError
 from .vit import VisionTransformer
 
 
@@ -141,6 +143,16 @@ class MiniTextTower(nn.Module):
         return embedding
 
 
+class MiniClip(TwoTowers):
+    """An embedded model: the towers above behind OpenAI's interface."""
+
+    text: MiniTextTower
+
+    def encode_words(self, text: Tensor) -> Tensor:
+        """Return text embeddings (B, embed_dim), not normalised, without the memory's part."""
+        return self.text.words(text)
+
+
 def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
     """Build both towers, untrained, from the `model_cfg` of an embedded model's config.
 
@@ -168,3 +180,19 @@ def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
         text.get("memory", 0),
     )
     return image_tower, text_tower
+
+
+def build_model(config: dict[str, Any], name: str, logit_scale: float = 0.0) -> MiniClip:
+    """Build an embedded model, untrained, from the `model_cfg` of its config.
+
+    Raises:
+        ClipagError: the config is not an embedded model's.
+    """
+    try:
+        image_tower, text_tower = build_towers(config)
+        side, text = int(config["vision_cfg"]["image_size"]), config["text_cfg"]
+        visual = ImageTower(image_tower, side, config["embed_dim"])
+        lengths = text["context_length"], text["vocab_size"]
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ClipagError(f"The config of {name} is not an embedded model's.") from error
+    return MiniClip(name, visual, text_tower, logit_scale, *lengths, config)

@@ -11,11 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import gmm
+from . import mixture
+from .arguments import RunOptions
 from .attack import unit_l2
+from .base import ClipagModel
 from .errors import ClipagError
-from .guide import Guide, Target, text_target
-from .model import ClipagModel
+from .guide import Guide
+from .targets import Target, text_target
 
 STEP = 0.03
 MAX_VIEWS = 64  # images that a tower sees at once
@@ -43,8 +45,7 @@ def input_gradient(model: ClipagModel, images: Tensor, targets: Sequence[Target]
     guide = Guide(
         model,
         [[target] for target in targets],
-        precision="float32",
-        max_views=max(1, MAX_VIEWS // copies),
+        options=RunOptions("float32", max_views=max(1, MAX_VIEWS // copies)),
     )
     images = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(-guide.loss(images).sum(), images)
@@ -138,10 +139,10 @@ def judged_alignment(
 
 def blobs(count: int, side: int, generator: torch.Generator) -> Tensor:
     """Return images (count, 3, side, side) of the embedded mixture, in [0.2, 0.8]."""
-    mixture = gmm.load()
-    drawn = mixture.sample(-(-count // len(mixture.means)), generator)
+    gaussians = mixture.load()
+    drawn = gaussians.sample(-(-count // len(gaussians.means)), generator)
     chosen = torch.randperm(len(drawn), generator=generator)[:count]
-    return 0.2 + 0.6 * gmm.enlarge(drawn[chosen], side)
+    return 0.2 + 0.6 * mixture.enlarge(drawn[chosen], side)
 
 
 def picture_score(

@@ -1,6 +1,6 @@
 """Randomized smoothing: the baseline that the paper shows beside CLIPAG (section 3, Figure 3).
 
-    smoothed = smooth(load_clipag("clip-mini"), sigma=0.25, samples=16)
+    smoothed = smooth(load_model("clip-mini"), sigma=0.25, samples=16)
 
 A model averaged over Gaussian noise on its images (Cohen et al., "Certified Adversarial
 Robustness via Randomized Smoothing", ICML 2019, eq. 1), so its gradient is averaged too.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import CLIP_STD, ClipagModel, ImageTower, resample
 from .errors import ClipagError
-from .model import CLIP_STD, ClipagModel, ImageTower, resample
 
 
 class SmoothedTower(ImageTower):

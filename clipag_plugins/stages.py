@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .base import ImageTower
 from .errors import ClipagError
 from .mini import Block, MiniImageTower
-from .model import ImageTower
 from .vit import VisionTransformer
 
 Maps = Callable[[Tensor], Tensor]

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from .files import write_beside
-from .sampler import save_png, to_pil
+from .pictures import save_png, to_pil
 
 FRAMES = 40
 MILLISECONDS = 80

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .model import resample
+from .base import resample
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import ClipagModel, resample
 from .errors import ClipagError
-from .model import ClipagModel, resample
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,7 +10,7 @@ import clipag_plugins as clip
 from clipag_plugins.integrations import shims
 
 shims.install()
-import pydiffvg  # noqa: E402  (the real one if there is one, else ours)
+import pydiffvg  # noqa: E402  (the real one if there is one)
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red apple"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 250
@@ -34,8 +34,8 @@ for number in range(strokes):
     walk = 0.1 * (torch.rand(3 * segments + 1, 2) - 0.5)
     walk[0] = torch.rand(2)
     controls = torch.full((random.randint(1, segments),), 2)
-    points = (walk.cumsum(0) * side)[: 3 * len(controls) + 1].to(device)
-    shapes.append(pydiffvg.Path(controls, points, False, torch.tensor(1.0, device=device)))
+    stroke = (walk.cumsum(0) * side)[: 3 * len(controls) + 1].to(device)
+    shapes.append(pydiffvg.Path(controls, stroke, False, torch.tensor(1.0, device=device)))
     colour = torch.rand(4, device=device)
     groups.append(pydiffvg.ShapeGroup(torch.tensor([number]), None, stroke_color=colour))
 points = [path.points.requires_grad_() for path in shapes]

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins.canvas import PixelCanvas
-from clipag_plugins.guide import style_target
-from clipag_plugins.integrations.clipstyler import StyleCanvas
-from clipag_plugins.integrations.perceptual import ContentLoss, tower_features
-from clipag_plugins.sampler import from_pil, read_picture, to_pil
+from clipag_plugins.integrations.clipstyler import ContentLoss, StyleCanvas, tower_features
+from clipag_plugins.pictures import from_pil, read_picture, to_pil
+from clipag_plugins.targets import style_target
 
 photo = Path(sys.argv[1])
 text = sys.argv[2] if len(sys.argv) > 2 else "a rainbow"
@@ -19,7 +18,7 @@ steps = int(sys.argv[3]) if len(sys.argv) > 3 else 60
 side = int(sys.argv[4]) if len(sys.argv) > 4 else 224
 
 torch.manual_seed(0)
-model = clip.load_clipag()
+model = clip.load_model()
 image = from_pil(read_picture(photo), (side, side))[None]
 target = style_target(model, text, image[0])  # a direction, from the photo and "a Photo"
 
@@ -34,8 +33,8 @@ content = ContentLoss(tower_features(model), image, weight=0.05)
 
 def colours(images: torch.Tensor) -> torch.Tensor:
     """A penalty of your own: keep the photo's colours where they are, roughly."""
-    small = (F.interpolate(x, 4, mode="area") for x in (images, image))
-    return 0.5 * F.mse_loss(*small, reduction="none").mean(dim=(1, 2, 3))
+    now, before = (F.interpolate(x, 4, mode="area") for x in (images, image))
+    return 0.5 * F.mse_loss(now, before, reduction="none").mean(dim=(1, 2, 3))
 
 
 for name, canvas in (("network", StyleCanvas(image)), ("pixels", PixelCanvas(image, 0.02))):

@@ -10,7 +10,7 @@ from pathlib import Path
 import clipag_plugins as clip
 from clipag_plugins.attack import Linf, attack
 from clipag_plugins.explain import contrast_targets, heat_maps, over
-from clipag_plugins.sampler import read_square, to_pil
+from clipag_plugins.pictures import read_square, to_pil
 from clipag_plugins.sheet import sheet
 
 TEXT = "cat face"
@@ -19,7 +19,7 @@ MODELS = ["clip-mini", "clipag-mini"]
 image = read_square(Path(__file__).parent / "cat-face.png", 224)[None]
 rows = []
 for name in MODELS:
-    model = clip.load_clipag(name)
+    model = clip.load_model(name)
     row = []
     for seen in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
         (heat,) = heat_maps(model, seen, contrast_targets(model, [TEXT]))

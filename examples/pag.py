@@ -9,13 +9,13 @@ from pathlib import Path
 
 import clipag_plugins as clip
 from clipag_plugins.pag import gradient_images, input_gradient
-from clipag_plugins.sampler import read_square, to_pil
+from clipag_plugins.pictures import read_square, to_pil
 from clipag_plugins.sheet import sheet
 
 TEXTS = ["cat face", "a volcano", "a strawberry"]
 
 image = read_square(Path(__file__).parent / "cat-face.png", 224)[None]
-vanilla, clipag = clip.load_clipag("clip-mini"), clip.load_clipag("clipag-mini")
+vanilla, clipag = clip.load_model("clip-mini"), clip.load_model("clipag-mini")
 models = {"vanilla": vanilla, "smoothed": clip.smooth(vanilla, 1.0, 32), "CLIPAG": clipag}
 rows = []
 for text in TEXTS:

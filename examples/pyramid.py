@@ -5,8 +5,8 @@ import sys
 import torch
 from torch import nn
 
-from clipag_plugins import Canvas, Guide, Views, ascend, load_clipag, text_target
-from clipag_plugins.sampler import to_pil
+from clipag_plugins import Canvas, Guide, Views, ascend, load_model, text_target
+from clipag_plugins.pictures import to_pil
 
 
 class Pyramid(Canvas):
@@ -18,12 +18,12 @@ class Pyramid(Canvas):
 
     def render(self) -> torch.Tensor:
         full = [nn.functional.interpolate(x, self.size, mode="bilinear") for x in self.layers]
-        return torch.sigmoid(sum(full))
+        return torch.sigmoid(torch.stack(full).sum(dim=0))
 
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red apple"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 60
 torch.manual_seed(0)
-model = load_clipag()
+model = load_model()
 guide = Guide(model, [[text_target(model, prompt)]], Views(8, 0, cutout=0, saturation=0))
 to_pil(ascend(Pyramid(), guide, steps).images[0]).save("pyramid.png")

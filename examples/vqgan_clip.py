@@ -9,9 +9,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 import clipag_plugins as clip  # was: from CLIP import clip
-from clipag_plugins.integrations.cutouts import Cutouts
-from clipag_plugins.integrations.vqgan import VqganCanvas, starting_latent
-from clipag_plugins.integrations.vqgan_weights import load_vqgan
+from clipag_plugins.integrations.vqgan.canvas import VqganCanvas, starting_latent
+from clipag_plugins.integrations.vqgan.cutouts import Cutouts
+from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a green frog"
 iterations = int(sys.argv[2]) if len(sys.argv) > 2 else 100

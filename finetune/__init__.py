@@ -1,0 +1,1 @@
+"""Adversarial fine-tuning: make any CLIP a CLIPAG, on one machine or many."""

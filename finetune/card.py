@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from clipag_plugins import hub
+from clipag_plugins import registry
+from clipag_plugins.base import ClipagModel
 from clipag_plugins.files import write_beside
-from clipag_plugins.model import ClipagModel
-
-from .config import Config, Source
-from .evaluate import Scores
+from clipag_plugins.finetune.config import Config, Source
+from clipag_plugins.finetune.evaluate import Scores
+from clipag_plugins.hub import REPOSITORY
 
 OBJECTIVES = {
     "clipag": "CLIPAG, contrastive under attack (Ganz & Elad, WACV 2024, eq. 3)",
@@ -72,9 +72,9 @@ def write_card(
 
 
 def _hub_name(model: str) -> str | None:
-    if known := hub.MODELS.get(model):
+    if known := registry.MODELS.get(model):
         return known.address if known.place == "hub" else None
-    return model if re.fullmatch(hub.REPOSITORY, model) and not Path(model).exists() else None
+    return model if re.fullmatch(REPOSITORY, model) and not Path(model).exists() else None
 
 
 def threat_of(config: Config) -> str:

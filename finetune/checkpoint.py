@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
-
-from . import processes
+from clipag_plugins.finetune import processes
 
 # What torch.load raises for bytes that are no whole checkpoint. A system's error is none of them.
 DAMAGED = (EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from clipag_plugins.arguments import fraction
 from clipag_plugins.attack import NORMS, ThreatModel
-from clipag_plugins.commands.options import fraction
 from clipag_plugins.errors import ClipagError
 
 if sys.version_info >= (3, 11):
@@ -61,7 +61,7 @@ class Source:
             URLs and pipe: commands), "files" (a folder with a .txt beside each picture, as
             img2dataset writes too), "table" (.csv, .tsv or .jsonl with a picture's path and its
             caption), "classes" (an ImageFolder, the folders' names being the classes) or
-            "corpus" (the folder of `finetune.corpus`).
+            "corpus" (the folder of `finetune.embedded.corpus`).
         path: where it is.
         weight: how often it is drawn from, relative to the others.
         split: of a corpus alone: "train", "test" or "unseen".

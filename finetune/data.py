@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipag_plugins.errors import ClipagError, library
-
-from . import corpus
-from .config import Config, Source
+from clipag_plugins.finetune.config import Config, Source
+from clipag_plugins.finetune.embedded import corpus
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 CAPTIONS = ("caption", "text", "title")
@@ -74,8 +73,9 @@ class CorpusRows:
     def __init__(self, folder: Path, split: str):
         if not (folder / "captions.json").is_file():
             raise ClipagError(
-                f"{folder} holds no corpus: make it with python -m clipag_plugins.finetune.corpus "
-                f"--work {folder}, or name your own data in a copy of the config."
+                f"{folder} holds no corpus: make it with "
+                f"python -m clipag_plugins.finetune.embedded.corpus --work {folder}, or name your "
+                "own data in a copy of the config."
             )
         self.pixels, rows = corpus.load(folder)
         self.file = folder / "pictures.npy"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.attack import ThreatModel, pgd
-from clipag_plugins.model import normalize
+from clipag_plugins.base import normalize
 
 
 @dataclass(frozen=True)

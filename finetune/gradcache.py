@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clipag_plugins.attack import ThreatModel, pgd
-from clipag_plugins.model import normalize
-
-from . import processes
-from .objectives import Objective
+from clipag_plugins.base import normalize
+from clipag_plugins.finetune import processes
+from clipag_plugins.finetune.objectives import Objective
 
 Embed = Callable[[Tensor], Tensor]
 # rows of the batch, clean images, and what the objective knows of them

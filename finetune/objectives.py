@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipag_plugins.base import normalize
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.model import normalize
-
-from . import processes
+from clipag_plugins.finetune import processes
 
 EncodeText = Callable[[Sequence[str]], Tensor]
 

@@ -21,8 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 
 from clipag_plugins.errors import ClipagError
-
-from . import processes
+from clipag_plugins.finetune import processes
 
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process alone
 WHOLE = StateDictOptions(full_state_dict=True)

@@ -25,21 +25,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from clipag_plugins import hub, precision
+from clipag_plugins import precision, registry
 from clipag_plugins.attack import L2, pgd
-from clipag_plugins.commands.options import need_folder
+from clipag_plugins.base import ClipagModel, ImageTower, normalize
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.files import write_beside
-from clipag_plugins.guide import text_embeddings
-from clipag_plugins.mini import build_towers
-from clipag_plugins.model import ClipagModel, ImageTower, MiniClip, normalize
-
-from . import checkpoint, data, processes, sharding
-from .card import write_card
-from .config import Config, check_processes
-from .evaluate import Scores, evaluate
-from .gradcache import Batch, Spool, Times, gradient
-from .objectives import Clipag, Fare, Objective, Tecoa
+from clipag_plugins.files import require_writable_folder, write_beside
+from clipag_plugins.finetune import checkpoint, data, processes, sharding
+from clipag_plugins.finetune.card import write_card
+from clipag_plugins.finetune.config import Config, check_processes
+from clipag_plugins.finetune.evaluate import Scores, evaluate
+from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
+from clipag_plugins.finetune.objectives import Clipag, Fare, Objective, Tecoa
+from clipag_plugins.hub import load_model
+from clipag_plugins.mini import MiniClip, build_towers
+from clipag_plugins.targets import text_embeddings
 
 Validation = tuple[Tensor, Tensor, Tensor]  # images, labels, and the texts (C, D)
 
@@ -77,7 +76,7 @@ def build(config: Config) -> ClipagModel:
         shape = open_clip.get_model_config(config.model)
         model = architecture.from_config(shape, architecture.clean(state), config.model, "")
     else:
-        model = hub.load(config.model)
+        model = load_model(config.model)
     if config.vision:
         model = _with_tower(model, config)
     return model.eval().requires_grad_(False)
@@ -164,7 +163,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     sharded = config.shard and processes.count() > 1
     scratch = Path(config.scratch).expanduser() if config.scratch else out
     if config.scratch:
-        need_folder(scratch)
+        require_writable_folder(scratch)
 
     model = build(config).to(device)
     tower: nn.Module = model.visual
@@ -224,7 +223,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
     result = out / "model"
     # Pictures and tables tell models apart by their names. What it started from would lend it
     # licence and threat model.
-    model.name = f"{out.name}-finetuned" if out.name in hub.MODELS else out.name
+    model.name = f"{out.name}-finetuned" if out.name in registry.MODELS else out.name
     model.source = None
 
     @cache

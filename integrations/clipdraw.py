@@ -21,16 +21,18 @@ import torch
 from PIL import Image, ImageColor
 from torch import Tensor, nn
 
-from ..ascent import Ascent, Callback, ascend
-from ..canvas import Canvas
-from ..errors import ClipagError
-from ..guide import Guide, text_target
-from ..model import ClipagModel, resample
-from ..sampler import check_extent, from_pil, prompt_targets, read_picture, seeds_of, to_pil
-from ..trajectory import FRAMES
-from ..views import alike, one_view
-from . import paths
-from .renderer import over, render_paths
+from clipag_plugins.arguments import RunOptions, check_extent, seeds_of
+from clipag_plugins.ascent import Ascent, Callback, ascend
+from clipag_plugins.base import ClipagModel, resample
+from clipag_plugins.canvas import Canvas
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.guide import Guide
+from clipag_plugins.integrations.vector import paths
+from clipag_plugins.integrations.vector.renderer import over, render_paths
+from clipag_plugins.pictures import from_pil, read_picture, to_pil
+from clipag_plugins.targets import prompt_targets, text_target
+from clipag_plugins.trajectory import FRAMES
+from clipag_plugins.views import alike, one_view
 
 SIDE = 224
 STEPS = 250
@@ -359,7 +361,11 @@ def draw(
             f"width is {width[0]:g} to {width[1]:g}: give the least, above 0, and then the most."
         )
     seeds = seeds_of(seed)
-    targets = prompt_targets(model, prompts, prefix, truncate)
+    targets = prompt_targets(
+        model,
+        [f"{prefix} {prompt}".strip() if prompt.strip() else prompt for prompt in prompts],
+        truncate,
+    )
     against = [text_target(model, text, NEGATIVE_WEIGHT, truncate) for text in negative]
     inks = read_palette(palette).to(model.device) if palette else None
     starts = [
@@ -377,9 +383,7 @@ def draw(
         [[target, *against] for target in targets for _ in seeds],
         Perspectives() if augment else one_view,
         seeds=seeds * len(targets),
-        precision=precision,
-        max_views=max_views,
-        compile=compile,
+        options=RunOptions(precision, max_views, compile),
     )
     ascent = ascend(canvas, guide, steps, callback=callback, progress=progress)
     canvas.load_state_dict(ascent.state)

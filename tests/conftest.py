@@ -14,12 +14,12 @@ import clipag_plugins as clip
 
 @pytest.fixture(scope="session")
 def model():
-    return clip.load_clipag()
+    return clip.load_model()
 
 
 @pytest.fixture(scope="session")
 def vanilla():
-    return clip.load_clipag("clip-mini")
+    return clip.load_model("clip-mini")
 
 
 @pytest.fixture(scope="session")

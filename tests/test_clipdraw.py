@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from clipag_plugins import ClipagError, Guide, ascend, text_target
+from clipag_plugins.base import normalize
 from clipag_plugins.cli import parser
 from clipag_plugins.integrations.clipdraw import (
     Perspectives,
@@ -25,8 +26,7 @@ from clipag_plugins.integrations.clipdraw import (
     read_palette,
     starting_strokes,
 )
-from clipag_plugins.integrations.svg import write_svg
-from clipag_plugins.model import normalize
+from clipag_plugins.integrations.vector.svg import write_svg
 
 SMALL = {"strokes": 24, "size": 64, "progress": False}
 FAST = ("--strokes", "12", "--size", "64", "--steps", "2")

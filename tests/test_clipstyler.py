@@ -19,11 +19,13 @@ from torch.nn import functional as F
 import clipag_plugins as clip
 from clipag_plugins.architecture import OpenClip
 from clipag_plugins.cli import main
-from clipag_plugins.guide import style_target
-from clipag_plugins.integrations import clipstyler, perceptual, style_network
-from clipag_plugins.integrations.clipstyler import Losses
-from clipag_plugins.integrations.style_network import StyleNetwork
-from clipag_plugins.sampler import read_picture, read_rgba
+from clipag_plugins.integrations import clipstyler
+from clipag_plugins.integrations.clipstyler import content as contents
+from clipag_plugins.integrations.clipstyler import network as networks
+from clipag_plugins.integrations.clipstyler.network import StyleNetwork
+from clipag_plugins.integrations.clipstyler.style import Losses
+from clipag_plugins.pictures import read_picture, read_rgba
+from clipag_plugins.targets import style_target
 
 FEW = Losses(patches=4)
 
@@ -66,14 +68,18 @@ def test_the_loss_is_the_papers(model, photo):
     other = 1 - photo
     moved, meant = encode(other) - encode(photo), texts["a fire"] - texts["a Photo"]
     expected = 1 - F.cosine_similarity(moved, meant, dim=0)
-    guide = clip.Guide(model, [[style_target(model, "a fire", photo)]], precision="float32")
+    guide = clip.Guide(
+        model, [[style_target(model, "a fire", photo)]], options=clip.RunOptions("float32")
+    )
     loss, slope = gradient(guide, other[None])
     assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
     assert slope.abs().sum() > 0
 
 
 def test_at_the_photo_itself_the_gradient_is_bounded(model, photo):
-    guide = clip.Guide(model, [[style_target(model, "a fire", photo)]], precision="float32")
+    guide = clip.Guide(
+        model, [[style_target(model, "a fire", photo)]], options=clip.RunOptions("float32")
+    )
     loss, slope = gradient(guide, photo[None])
     assert loss.item() == pytest.approx(1, abs=1e-4)
     assert 0 < slope.norm() < 100
@@ -177,7 +183,7 @@ def test_content_of_every_tower(model, photo, kind):
     tower = small_towers(model)[kind]
     images = torch.stack([photo, (photo + 0.02).clamp(0, 1), photo.flip(1)]).requires_grad_(True)
     content = photo.expand(3, -1, -1, -1)
-    loss = perceptual.ContentLoss(perceptual.tower_features(tower), content, weight=2.0)(images)
+    loss = contents.ContentLoss(contents.tower_features(tower), content, weight=2.0)(images)
     (slope,) = torch.autograd.grad(loss.sum(), images)
     first, second, third = loss.tolist()
     assert first == pytest.approx(0, abs=1e-6) and first < second < third
@@ -187,8 +193,8 @@ def test_content_of_every_tower(model, photo, kind):
 
 def test_content_of_another_model(model, vanilla, photo):
     def loss(name, guiding):
-        features = perceptual.features_of(name, guiding)
-        return perceptual.ContentLoss(features, photo[None])(photo[None].flip(2)).item()
+        features = contents.features_of(name, guiding)
+        return contents.ContentLoss(features, photo[None])(photo[None].flip(2)).item()
 
     assert loss("clip-mini", model) == loss("clip", vanilla) != loss("clip", model)
     with pytest.raises(clip.ClipagError, match="no model or weights file called 'vgg16'"):
@@ -199,7 +205,7 @@ def test_vgg_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, model):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(clip.ClipagError, match=r"vgg19-\w+\.pth elsewhere .* --content clip"):
-        perceptual.features_of("vgg19", model)
+        contents.features_of("vgg19", model)
 
 
 # The network
@@ -215,8 +221,8 @@ def test_the_network_starts_as_the_identity(size):
 def test_a_networks_file(tmp_path):
     network, path = StyleNetwork(4), tmp_path / "n.safetensors"
     torch.nn.init.normal_(network.out.weight)
-    style_network.save(network, path, {"prompt": "a fire"})
-    again, facts = style_network.load(path)
+    networks.save(network, path, {"prompt": "a fire"})
+    again, facts = networks.load(path)
     image = torch.rand(1, 3, 24, 40)
     assert facts == {"prompt": "a fire"} and torch.equal(again(image), network(image))
 
@@ -224,12 +230,12 @@ def test_a_networks_file(tmp_path):
 def test_files_that_are_no_network(tmp_path):
     path = tmp_path / "n.safetensors"
     with pytest.raises(clip.ClipagError, match=r"no style network .*train one"):
-        style_network.load(path)
+        networks.load(path)
     for content in (b"text", b""):
         path.write_bytes(content)
         with pytest.raises(clip.ClipagError, match="not a style network"):
-            style_network.load(path)
-    style_network.save(StyleNetwork(4), path, {})
+            networks.load(path)
+    networks.save(StyleNetwork(4), path, {})
     state = load_file(path)
     for name, tensor in (
         ("stem.bias", torch.zeros(5)),
@@ -240,7 +246,7 @@ def test_files_that_are_no_network(tmp_path):
     ):
         save_file({**state, name: tensor}, path)
         with pytest.raises(clip.ClipagError, match=r"n\.safetensors"):
-            style_network.load(path)
+            networks.load(path)
 
 
 # Styling
@@ -273,7 +279,7 @@ def test_content_is_kept_as_much_as_it_weighs(model, photo, network):
         )
         return content(ascent.images).item()
 
-    content = perceptual.ContentLoss(perceptual.tower_features(model), photo[None])
+    content = contents.ContentLoss(contents.tower_features(model), photo[None])
     assert changed(10.0) < 0.5 * changed(0.0)
 
 

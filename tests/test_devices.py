@@ -60,9 +60,11 @@ def test_another_device_is_told_apart():
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_another_device_in_lower_precision(precision):
     with elsewhere():
-        model = clip.load_clipag(device="meta")
+        model = clip.load_model(device="meta")
         target = clip.text_target(model, "an apple")
-        guide = clip.Guide(model, [[target]], clip.Views(2, 2), precision=precision, max_views=3)
+        guide = clip.Guide(
+            model, [[target]], clip.Views(2, 2), options=clip.RunOptions(precision, max_views=3)
+        )
         images = torch.rand(1, 3, 48, 48, device="meta", requires_grad=True)
         guide.loss(images).sum().backward()
         assert images.grad.device.type == "meta" and images.grad.cpu().abs().sum() > 0

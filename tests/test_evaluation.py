@@ -13,11 +13,22 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from benchmarks import evaluator
-from clipag_plugins import attack, evaluation, gmm, robustness
+from clipag_plugins import attack, mixture
 from clipag_plugins.cli import main
-from clipag_plugins.finetune.corpus import SPLIT_FOLDER, read_concepts
+from clipag_plugins.evaluation import robustness
+from clipag_plugins.evaluation.folders import Picture, find_pictures, read_prompts
+from clipag_plugins.evaluation.judges import (
+    AESTHETIC_HEAD,
+    AestheticHead,
+    ClipJudge,
+    guided_by,
+    load_judge,
+)
+from clipag_plugins.evaluation.metrics import fid, inception_score, judged, preference
+from clipag_plugins.evaluation.report import Report, mean
+from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.pag import judged_alignment, picture_alignment, picture_score
-from clipag_plugins.sampler import read_square, save_png, to_pil
+from clipag_plugins.pictures import read_square, save_png, to_pil
 
 PROMPTS = ["a red apple", "a castle", "a dog", "a fox", "a snail", "a rocket"]
 
@@ -38,11 +49,9 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_similarity_and_r_prec_by_hand(model):
-    judge = evaluation.ClipJudge(model)
+    judge = ClipJudge(model)
     images, own = noise(5, 3, 224, 224), torch.tensor([3, 0, 2, 2, 5])
-    rows = evaluation.judged(
-        judge.name, judge.embed_images(images), judge.embed_texts(PROMPTS), own
-    )
+    rows = judged(judge.name, judge.embed_images(images), judge.embed_texts(PROMPTS), own)
 
     right, cosines, clipscores, fifths = 0, [], [], 0
     for image, mine in zip(images, own.tolist(), strict=True):
@@ -67,10 +76,10 @@ def test_similarity_and_r_prec_by_hand(model):
 
 def test_the_interval_is_the_bootstraps():
     values = torch.randn(400, generator=torch.Generator().manual_seed(0))
-    row = evaluation.mean("x", "", values)
+    row = mean("x", "", values)
     half = 1.96 * values.std().item() / 20
     assert (row.low, row.high) == pytest.approx((row.value - half, row.value + half), abs=0.02)
-    alone = evaluation.mean("x", "", values[:1])
+    alone = mean("x", "", values[:1])
     assert alone.low is None and alone.value == pytest.approx(values[0].item())
 
 
@@ -89,7 +98,7 @@ class Features(nn.Module):
 
 def test_fid_by_its_formula():
     ours, real, network = noise(60, 3, 32, 32), noise(70, 3, 32, 32, seed=1) ** 2, Features(8)
-    found = evaluation.fid(ours.split(25), real.split(25), network)
+    found = fid(ours.split(25), real.split(25), network)
 
     def moments(images):
         z = network((images * 255).round().byte()).double().numpy()
@@ -99,12 +108,12 @@ def test_fid_by_its_formula():
     by_hand = ((m - n) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
     assert found == pytest.approx(by_hand, rel=1e-3)
     with pytest.raises(clip.ClipagError, match="at least 2 pictures"):
-        evaluation.fid([ours[:1]], [real], network)
+        fid([ours[:1]], [real], network)
 
 
 def test_inception_score_by_its_formula():
     images, network = noise(40, 3, 32, 32), Features(10)
-    found = evaluation.inception_score(images.split(16), network, splits=1)
+    found = inception_score(images.split(16), network, splits=1)
     p = network((images * 255).round().byte()).softmax(1).double()
     divergence = (p * (p.log() - p.mean(0).log())).sum(1)
     assert found == pytest.approx(divergence.mean().exp().item(), rel=1e-4)
@@ -115,17 +124,17 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
     # As improved-aesthetic-predictor has it, with a small CLIP's width.
     layers = nn.Sequential(nn.Linear(16, 8), nn.Dropout(0.2), nn.Linear(8, 4), nn.Linear(4, 1))
     torch.save({f"layers.{k}": v for k, v in layers.state_dict().items()}, tmp_path / "head.pth")
-    head = evaluation.AestheticHead(tmp_path / "head.pth")
+    head = AestheticHead(tmp_path / "head.pth")
     z = F.normalize(torch.randn(7, 16), dim=1)
     torch.testing.assert_close(head.scores(z), layers.eval()(z)[:, 0].detach())
     with pytest.raises(clip.ClipagError, match="takes 16 numbers, but its CLIP gives 3"):
         head.scores(torch.ones(1, 3))
-    liked = evaluation.preference(torch.tensor([2.0, 1.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]))
+    liked = preference(torch.tensor([2.0, 1.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]))
     assert liked.tolist() == [1.0, 0.0, 0.5]
     for content in (b"", b"no weights", b"PK\x03\x04"):
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(clip.ClipagError, match=r"bad\.pth is not a whole"):
-            evaluation.AestheticHead(tmp_path / "bad.pth")
+            AestheticHead(tmp_path / "bad.pth")
     for state in (
         {"a": z},
         {"weight": z},
@@ -133,23 +142,23 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
     ):
         torch.save(state, tmp_path / "bad.pth")
         with pytest.raises(clip.ClipagError, match="is no aesthetic predictor"):
-            evaluation.AestheticHead(tmp_path / "bad.pth")
+            AestheticHead(tmp_path / "bad.pth")
 
 
 def test_captions_of_coco(tmp_path):
     annotations = [{"image_id": i, "caption": f"A dog,\n{i}. "} for i in range(20)]
     (tmp_path / "captions.json").write_text(json.dumps({"annotations": annotations}))
-    every = evaluation.read_prompts(tmp_path / "captions.json")
+    every = read_prompts(tmp_path / "captions.json")
     assert every[3] == "A dog, 3." and len(every) == 20
-    some = evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    some = read_prompts(tmp_path / "captions.json", 5, seed=1)
     assert len(set(some)) == 5 and set(some) < set(every)
-    assert some == evaluation.read_prompts(tmp_path / "captions.json", 5, seed=1)
+    assert some == read_prompts(tmp_path / "captions.json", 5, seed=1)
     with pytest.raises(clip.ClipagError, match="count is 21"):
-        evaluation.read_prompts(tmp_path / "captions.json", 21)
+        read_prompts(tmp_path / "captions.json", 21)
 
 
 def test_pictures_find_their_prompts(folder):
-    pictures, amiss = evaluation.find_pictures(folder / "drawn", PROMPTS)
+    pictures, amiss = find_pictures(folder / "drawn", PROMPTS)
     # 8, 9, 10, …: by value, not 10, 11, 12, 13, 8, 9.
     assert [picture.path.stem for picture in pictures] == ["8", "9", "10", "11", "12", "13"]
     assert [picture.prompt for picture in pictures] == [0, 1, 2, 3, 4, 5] and not amiss
@@ -159,14 +168,14 @@ def test_pictures_find_their_prompts(folder):
         (folder / "facts").mkdir(exist_ok=True)
         save_png(Image.new("RGB", (8, 8)), folder / "facts" / f"{seed}.png", facts)
     Image.new("RGB", (8, 8)).save(folder / "facts" / "a-red-apple-7.jpg")
-    pictures, _ = evaluation.find_pictures(folder / "facts", PROMPTS)
+    pictures, _ = find_pictures(folder / "facts", PROMPTS)
     assert [picture.prompt for picture in pictures] == [3, 1, 0]
-    assert evaluation.guided_by(evaluation.load_judge("clip-mini"), pictures) is None
-    judge = evaluation.load_judge("clipag-mini")
-    warning = evaluation.guided_by(judge, pictures)
+    assert guided_by(load_judge("clip-mini"), pictures) is None
+    judge = load_judge("clipag-mini")
+    warning = guided_by(judge, pictures)
     assert warning.startswith("clipag-mini guided 2 of these pictures")
     facts = {"model": "a copy by another name", "weights": judge.weights}
-    assert evaluation.guided_by(judge, [evaluation.Picture(folder, 0, facts)]) is not None
+    assert guided_by(judge, [Picture(folder, 0, facts)]) is not None
 
 
 def test_eval_writes_resumes_and_names_what_is_missing(folder, capsys, monkeypatch):
@@ -179,7 +188,7 @@ def test_eval_writes_resumes_and_names_what_is_missing(folder, capsys, monkeypat
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert "99.png is not a picture" in err and "1 of 7 pictures were skipped" in err
-    assert "no-such-judge" in err and evaluation.AESTHETIC_HEAD in err
+    assert "no-such-judge" in err and AESTHETIC_HEAD in err
     report = json.loads((folder / "evaluation" / "drawings.json").read_text())
     rows = {row["metric"]: row for row in report["columns"]["drawn"]}
     assert set(rows) == {"similarity", "CLIPScore", "R-Prec", "top 5"}
@@ -219,7 +228,7 @@ def test_a_report_is_utf_8_in_any_locale(tmp_path):
     before = locale.setlocale(locale.LC_CTYPE)
     locale.setlocale(locale.LC_CTYPE, "C")
     try:
-        evaluation.Report({"ours": []}, ["LPIPS × 100"]).write(tmp_path, "drawings")
+        Report({"ours": []}, ["LPIPS × 100"]).write(tmp_path, "drawings")
     finally:
         locale.setlocale(locale.LC_CTYPE, before)
     assert "LPIPS × 100" in (tmp_path / "drawings.md").read_text(encoding="utf-8")
@@ -300,8 +309,8 @@ def test_one_picture_is_judged(folder, capsys):
 def labelled(model, count=100):
     """Blobs that the model names, each its own way, and the names."""
     classifier = robustness.ZeroShot(model, PROMPTS).eval()
-    start = gmm.load().sample(1, torch.Generator().manual_seed(0))[:count]
-    images = gmm.enlarge(start, 48).clamp(0, 1)
+    start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:count]
+    images = mixture.enlarge(start, 48).clamp(0, 1)
     with torch.no_grad():
         return classifier, images, classifier(images).argmax(1)
 
@@ -403,8 +412,8 @@ def test_a_judge_sees_more_of_the_text_along_a_robust_models_gradient(model, van
     """The judge is of another architecture, and had no part in training either model."""
     judge = evaluator.load()
     texts = read_concepts(SPLIT_FOLDER / "seen.txt")[:60]
-    start = gmm.load().sample(1, torch.Generator().manual_seed(0))[:60]
-    images = 0.2 + 0.6 * gmm.enlarge(start, 64)
+    start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:60]
+    images = 0.2 + 0.6 * mixture.enlarge(start, 64)
     robust, plain = (
         judged_alignment(m, judge, images, texts, generator=torch.Generator().manual_seed(0))
         for m in (model, vanilla)

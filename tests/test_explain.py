@@ -6,18 +6,18 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import attack, explain, gmm, pag
+from clipag_plugins import attack, explain, mixture, pag
 from clipag_plugins.architecture import OpenClip
+from clipag_plugins.base import normalize
 from clipag_plugins.cli import main
-from clipag_plugins.model import normalize
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 
 
 def images(count=2, side=64):
     generator = torch.Generator().manual_seed(0)
-    start = gmm.load().sample(1, generator)[:count]
-    return gmm.enlarge(start, side)
+    start = mixture.load().sample(1, generator)[:count]
+    return mixture.enlarge(start, side)
 
 
 def similarity(model, x, text):

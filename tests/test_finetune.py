@@ -21,24 +21,15 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins.attack import L2, Linf
-from clipag_plugins.finetune import (
-    checkpoint,
-    config,
-    corpus,
-    data,
-    gradcache,
-    memory,
-    objectives,
-    sharding,
-    train,
-)
+from clipag_plugins.base import normalize
+from clipag_plugins.finetune import checkpoint, config, data, gradcache, objectives, sharding, train
 from clipag_plugins.finetune.card import write_card
-from clipag_plugins.finetune.image import Pictures
-from clipag_plugins.finetune.recipe import MINI
-from clipag_plugins.finetune.text import with_kinds
-from clipag_plugins.guide import text_embeddings
+from clipag_plugins.finetune.embedded import corpus, memory
+from clipag_plugins.finetune.embedded.image_tower import Pictures
+from clipag_plugins.finetune.embedded.recipe import MINI
+from clipag_plugins.finetune.embedded.text_tower import with_kinds
 from clipag_plugins.mini import build_towers
-from clipag_plugins.model import normalize
+from clipag_plugins.targets import text_embeddings
 
 COLOURS = ("red", "green", "blue", "orange")
 SHAPES = {"circle": "ellipse", "square": "rectangle"}
@@ -97,7 +88,7 @@ def settings(shards, **changes):
 
 def start(shard):
     """Return the model to start from; FARE's small loss would feel another layout's rounding."""
-    model = clip.load_clipag("clip-mini")
+    model = clip.load_model("clip-mini")
     return model.to(memory_format=torch.contiguous_format) if shard else model
 
 
@@ -301,7 +292,7 @@ def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
     for found, bound in ((resumed, 0), (alone, 2e-4)):
         for a, b in zip(tensors(found), tensors(shared), strict=True):
             assert (a - b).abs().max() <= bound * b.abs().max()
-    models = [clip.load_clipag(two_processes / name / "model") for name in ("shared", "resumed")]
+    models = [clip.load_model(two_processes / name / "model") for name in ("shared", "resumed")]
     for a, b in zip(*(model.visual.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
 
@@ -547,7 +538,7 @@ def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, w
 
 def test_a_stage_that_fails_ends_make_weights_without_a_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "clipag_plugins.finetune.weights", "--work", "w", "--out", "o"],
+        [sys.executable, "-m", "clipag_plugins.finetune.embedded", "--work", "w", "--out", "o"],
         cwd=tmp_path, env=os.environ | {"PATH": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and not (tmp_path / "o").exists()
@@ -731,8 +722,8 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
     assert done.returncode == 0, done.stderr
     assert re.search(r"(\d+)/6 \[", done.stderr)[1] == str(int(last.stem))  # not from the start
     assert done.stdout.strip() == "killed/model"
-    whole, killed = (clip.load_clipag(tmp_path / name / "model") for name in ("whole", "killed"))
-    start = clip.load_clipag("clip-mini").visual.state_dict()
+    whole, killed = (clip.load_model(tmp_path / name / "model") for name in ("whole", "killed"))
+    start = clip.load_model("clip-mini").visual.state_dict()
     for (name, a), b in zip(
         whole.visual.state_dict().items(), killed.visual.state_dict().values(), strict=True
     ):
@@ -772,7 +763,7 @@ def test_a_stopped_run_saves_its_last_update(shards, tmp_path):
     assert "Traceback" not in rest
     (saved,) = (tmp_path / "run").glob("*.pt")
     assert int(saved.stem) >= 3
-    model = clip.load_clipag(tmp_path / "run" / "model")  # that of the last evaluation
+    model = clip.load_model(tmp_path / "run" / "model")  # that of the last evaluation
     assert model.visual.native_size == SIDE
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "updates of 8 pictures, of 10000 in all" in card and "| after |" in card
@@ -782,7 +773,7 @@ def test_classes_are_told_apart_in_the_template(tmp_path):
     for folder in ("_big_cat", "dog", "owl"):
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
-    model = clip.load_clipag("clip-mini")
+    model = clip.load_model("clip-mini")
     cfg = config.Config(
         validation=config.Source("classes", str(tmp_path)), evaluate_samples=1, template="my {}!"
     )
@@ -793,7 +784,7 @@ def test_classes_are_told_apart_in_the_template(tmp_path):
 
 
 def test_a_card_names_the_repository_that_was_started_from(tmp_path):
-    model = clip.load_clipag("clip-mini")
+    model = clip.load_model("clip-mini")
     for start, named in (("vanilla:RN50", "timm/resnet50_clip.openai"), ("a/b", "a/b"),
                          ("clip-mini", None)):  # fmt: skip
         model.save_pretrained(tmp_path)
@@ -804,7 +795,7 @@ def test_a_card_names_the_repository_that_was_started_from(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_not_stepped(shards, tmp_path):
-    model = clip.load_clipag("clip-mini")
+    model = clip.load_model("clip-mini")
     with torch.no_grad():
         model.logit_scale.fill_(65.0)  # a finite loss, whose squared slopes overflow
     model.save_pretrained(tmp_path / "steep")
@@ -832,7 +823,7 @@ def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
     for name, keep in (("clipag-mini", False), ("twice", True)):
         cfg = settings(shards, steps=2, vision=vision, checkpoint_activations=keep)
         train.train(cfg, tmp_path / name, torch.device("cpu"))
-    kept, twice = (clip.load_clipag(tmp_path / name / "model") for name in ("clipag-mini", "twice"))
+    kept, twice = (clip.load_model(tmp_path / name / "model") for name in ("clipag-mini", "twice"))
     assert "licence" not in (tmp_path / "clipag-mini" / "model" / "README.md").read_text()
     assert kept.visual.native_size == 32
     for a, b in zip(kept.visual.parameters(), twice.visual.parameters(), strict=True):

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import gmm, sampler
+from clipag_plugins import mixture, sampler
 from clipag_plugins.canvas import NormalizedGradient, ThresholdedCanvas
 from clipag_plugins.sampler import sample
 
+QUIET = clip.RunOptions(progress=False)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -43,7 +44,9 @@ def test_views_of_an_image_do_not_depend_on_its_neighbours():
 def test_loss_is_the_negative_similarity(model):
     images = torch.rand(2, 3, 64, 64)
     apple, castle = clip.text_target(model, "apple"), clip.text_target(model, "castle", 0.5)
-    losses = clip.Guide(model, [[apple], [apple, castle]], precision="float32").loss(images)
+    losses = clip.Guide(model, [[apple], [apple, castle]], options=clip.RunOptions("float32")).loss(
+        images
+    )
     z = model.encode_image(clip.model.normalize(images))
     z = torch.nn.functional.normalize(z, dim=-1)
     assert losses[0].item() == pytest.approx(-(z[0] @ apple.embedding).item(), abs=1e-5)
@@ -140,10 +143,11 @@ def test_dynamic_threshold_brings_pixels_back():
 
 
 def test_mixture_has_the_moments_it_was_given():
-    mixture = gmm.load()
-    drawn = mixture.sample(200, torch.Generator().manual_seed(0)).view(len(mixture.means), 200, -1)
+    gaussians = mixture.load()
+    drawn = gaussians.sample(200, torch.Generator().manual_seed(0))
+    drawn = drawn.view(len(gaussians.means), 200, -1)
     # Clamping to [0, 1] pulls in the tails, so the means agree only roughly.
-    assert (drawn.mean(1) - mixture.means).abs().mean() < 0.03
+    assert (drawn.mean(1) - gaussians.means).abs().mean() < 0.03
 
 
 def test_a_mixture_of_ones_own(model, tmp_path):
@@ -151,11 +155,11 @@ def test_a_mixture_of_ones_own(model, tmp_path):
     folder.mkdir(parents=True)
     for number in range(3):
         Image.new("RGB", (20, 20), (0, 0, 200 + number)).save(folder / f"{number}.png")
-    module = "clipag_plugins.finetune.gmm"
+    module = "clipag_plugins.finetune.embedded.starts"
     command = [sys.executable, "-m", module, "--folder", "pictures", "--out", "own.safetensors"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     drawn = []
-    options = {"steps": 1, "size": 32, "views": 1, "progress": False}
+    options = {"steps": 1, "size": 32, "views": 1, "options": QUIET}
     sample(
         ["apple"],
         model,
@@ -178,11 +182,11 @@ def test_a_mixture_of_ones_own(model, tmp_path):
     ):
         save_file({"means": means, "factors": factors.contiguous()}, tmp_path / "odd.safetensors")
         with pytest.raises(clip.ClipagError, match=r"odd\.safetensors"):
-            gmm.load(tmp_path / "odd.safetensors")
+            mixture.load(tmp_path / "odd.safetensors")
 
 
 def test_same_seed_same_picture_alone_or_in_a_batch(model):
-    options = {"steps": 4, "size": 64, "seed": 7, "progress": False}
+    options = {"steps": 4, "size": 64, "seed": 7, "options": QUIET}
     alone = sample(["red apple"], model, **options).images
     again = sample(["red apple"], model, **options).images
     batch = sample(["red apple", "castle"], model, **options).images
@@ -194,7 +198,7 @@ def test_same_seed_same_picture_alone_or_in_a_batch(model):
 
 def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
     texts = ["red apple", "castle", "frog"]
-    options = {"steps": 2, "size": 48, "progress": False}
+    options = {"steps": 2, "size": 48, "options": QUIET}
     seen = []
     kept = sample(
         texts, model, tries=4, callback=lambda step, images, losses: seen.append(images), **options
@@ -204,27 +208,27 @@ def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
     assert (starts[:, 0] - starts[:, 1]).abs().mean() > 0.01
     assert [row // 4 for row in kept.rows] == [0, 1, 2]
     targets = [[clip.text_target(model, text)] for text in texts for _ in range(4)]
-    judge = clip.Guide(model, targets, sampler.EMBEDDED.views_of(64), seeds=[9] * 12)
+    judge = clip.Guide(model, targets, sampler.EMBEDDED_SETTINGS.views_of(64), seeds=[9] * 12)
     losses = judge.loss(seen[-1])
     assert losses[kept.rows].mean() < losses.mean() - 0.005
     for tries, init in ((0, "gmm"), (2, Image.new("RGB", (48, 48)))):
-        with pytest.raises(clip.ClipagError, match=f"tries is {tries}"):
+        with pytest.raises(clip.ClipagError, match=f"`tries` is {tries}"):
             sample(texts, model, tries=tries, init=init, **options)
 
 
 def test_sampling_leaves_the_callers_random_numbers_alone(model):
     state = torch.get_rng_state()
-    sample(["red apple"], model, steps=1, size=32, progress=False)
+    sample(["red apple"], model, steps=1, size=32, options=QUIET)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_generate_raises_similarity_and_starts_from_a_picture(model, tmp_path):
     Image.new("CMYK", (90, 60), (0, 200, 200, 0)).save(tmp_path / "start.jpg")
     picture = clip.generate(
-        "red apple", model, steps=6, size=96, init=tmp_path / "start.jpg", progress=False
+        "red apple", model, steps=6, size=96, init=tmp_path / "start.jpg", options=QUIET
     )
     assert picture.size == (96, 96) and picture.mode == "RGB"
-    pictures = clip.generate(["a castle"], model, steps=1, size=32, init="noise", progress=False)
+    pictures = clip.generate(["a castle"], model, steps=1, size=32, init="noise", options=QUIET)
     assert len(pictures) == 1
 
 
@@ -233,7 +237,7 @@ def test_generate_raises_similarity_and_starts_from_a_picture(model, tmp_path):
 )
 def test_bad_arguments_are_named(model, bad):
     with pytest.raises(clip.ClipagError, match=str(next(iter(bad.values())))):
-        clip.generate("red apple", model, progress=False, **bad)
+        clip.generate("red apple", model, options=QUIET, **bad)
 
 
 def test_a_canvas_of_ones_own(tmp_path):
@@ -254,7 +258,7 @@ def look(images, guide):
 def test_the_gradient_is_that_of_the_formula(model):
     images, views = torch.rand(2, 3, 80, 80, requires_grad=True), clip.Views(2, 2)
     texts = [clip.text_target(model, text) for text in ("apple", "castle")]
-    guide = clip.Guide(model, [[text] for text in texts], views, precision="float32")
+    guide = clip.Guide(model, [[text] for text in texts], views, options=clip.RunOptions("float32"))
     torch.manual_seed(1)
     losses, gradient = look(images, guide)
     torch.manual_seed(1)
@@ -273,7 +277,13 @@ def test_chunks_change_nothing(model, max_views):
     targets = [[clip.text_target(model, text)] for text in ("apple", "castle", "fish")]
 
     def seen(most):
-        guide = clip.Guide(model, targets, clip.Views(2, 2), seeds=[5, 5, 6], max_views=most)
+        guide = clip.Guide(
+            model,
+            targets,
+            clip.Views(2, 2),
+            seeds=[5, 5, 6],
+            options=clip.RunOptions(max_views=most),
+        )
         return [look(images, guide) for _ in range(2)]
 
     for (losses, gradient), (whole_losses, whole) in zip(seen(max_views), seen(64), strict=True):
@@ -302,8 +312,8 @@ def test_guides_leave_the_global_generator_alone_if_they_have_seeds(model):
 
 
 def test_a_picture_does_not_depend_on_its_batch():
-    batch = clip.generate(["apple", "castle"], steps=3, seed=[7, 8], size=64, progress=False)
-    alone = clip.generate("castle", steps=3, seed=7, size=64, progress=False)
+    batch = clip.generate(["apple", "castle"], steps=3, seed=[7, 8], size=64, options=QUIET)
+    alone = clip.generate("castle", steps=3, seed=7, size=64, options=QUIET)
     difference = np.abs(np.asarray(batch[2], int) - np.asarray(alone, int))
     assert difference.max() <= 1 < np.abs(np.asarray(batch[3], int) - np.asarray(alone, int)).max()
 
@@ -312,7 +322,9 @@ def test_bfloat16_guides_to_the_same_place(model):
     texts = ("red apple", "castle", "rocket", "panda", "bus", "mushroom", "tomato", "eagle")
     targets = [[clip.text_target(model, text)] for text in texts]
     exact, rounded = (
-        clip.Guide(model, targets, clip.Views(2, 1), seeds=range(8), precision=precision)
+        clip.Guide(
+            model, targets, clip.Views(2, 1), seeds=range(8), options=clip.RunOptions(precision)
+        )
         for precision in ("float32", "bfloat16")
     )
     images = torch.rand(8, 3, 64, 64)
@@ -325,7 +337,7 @@ def test_bfloat16_guides_to_the_same_place(model):
         clip.ascend(clip.PixelCanvas(start, 0.3), guide, 20, progress=False).images
         for guide in (exact, rounded)
     ]
-    plain = clip.Guide(model, targets, precision="float32")
+    plain = clip.Guide(model, targets, options=clip.RunOptions("float32"))
     before, reached, reached_rounded = (-plain.loss(x).mean().item() for x in (start, *ends))
     assert reached_rounded - before == pytest.approx(reached - before, rel=0.1)
 
@@ -345,7 +357,8 @@ def test_a_compiled_tower_guides_alike():
     small = clip.model.CLIP(16, 32, 1, 64, 8, 77, 49408, 64, 1, 1).eval().requires_grad_(False)
     image, target = torch.rand(1, 3, 32, 32), clip.text_target(small, "apple")
     plain, compiled = (
-        clip.Guide(small, [[target]], compile=how, precision="float32") for how in (False, True)
+        clip.Guide(small, [[target]], options=clip.RunOptions("float32", compile=how))
+        for how in (False, True)
     )
     for ours, theirs in zip(look(image, plain), look(image, compiled), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
@@ -358,7 +371,9 @@ def test_spherical_distance_and_its_stop(model):
     angle = torch.arccos(z @ text.embedding)
 
     def spherical(*targets):
-        return look(image, clip.Guide(model, [targets], spherical=True, precision="float32"))
+        return look(
+            image, clip.Guide(model, [targets], spherical=True, options=clip.RunOptions("float32"))
+        )
 
     loss, gradient = spherical(text)
     assert loss.item() == pytest.approx((angle**2 / 2).item(), abs=1e-5)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins import sampler
-from clipag_plugins.guide import text_embeddings
+from clipag_plugins.base import INPUT_RESOLUTION, embed_images, normalize, transform
 from clipag_plugins.mini import Memory
-from clipag_plugins.model import INPUT_RESOLUTION, embed_images, normalize, transform
+from clipag_plugins.targets import text_embeddings
 
 
 def test_interface_is_openais(model):
@@ -119,6 +119,6 @@ def test_importing_the_package_imports_no_framework():
 
 def test_a_kin_of_the_embedded_models_is_led_as_they_are(tmp_path, model):
     model.save_pretrained(tmp_path)
-    found = clip.load_clipag(tmp_path)
+    found = clip.load_model(tmp_path)
     found.name = "mine"
-    assert sampler.settings_for(found) is sampler.EMBEDDED
+    assert sampler.settings_for(found) is sampler.EMBEDDED_SETTINGS

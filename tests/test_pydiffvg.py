@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipag_plugins import ClipagError
 from clipag_plugins.integrations import shims
+from clipag_plugins.integrations.shims import redirect
 
 SIDE = 64
 INK = [0.1, 0.4, 0.8, 0.7]
@@ -206,7 +207,7 @@ PAINT = (
 
 
 @pytest.mark.parametrize("even_odd", [True, False])
-@pytest.mark.parametrize("name", list(every_shape(importlib.import_module(shims.OUR_PYDIFFVG))))
+@pytest.mark.parametrize("name", list(every_shape(importlib.import_module(redirect.OUR_PYDIFFVG))))
 def test_every_shape_is_what_svg_calls_by_that_name(pydiffvg, name, even_odd):
     # diffvg's stroke_width is half of SVG's.
     shape, element = every_shape(pydiffvg, stroke_width=torch.tensor(2.5))[name]

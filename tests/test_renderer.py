@@ -12,8 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.integrations.paths import Group, Path, circle, ellipse, polygon, rectangle
-from clipag_plugins.integrations.renderer import over, render, render_paths, straight
+from clipag_plugins.integrations.vector.paths import (
+    Group,
+    Path,
+    circle,
+    ellipse,
+    polygon,
+    rectangle,
+)
+from clipag_plugins.integrations.vector.renderer import over, render, render_paths, straight
 
 WHITE = torch.ones(3)
 SIDE = 64

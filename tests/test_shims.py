@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from clipag_plugins import ClipagError
-from clipag_plugins.integrations import rot, shims
+from clipag_plugins.integrations import shims
+from clipag_plugins.integrations.shims import removed
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ SLOW = ("transformers", "torch_optimizer")  # to import; they have tests of thei
 
 def test_every_name_of_the_lists_leads_somewhere():
     shims.install()
-    for home, names in rot.GONE_NAMES.items():
+    for home, names in removed.GONE_NAMES.items():
         if home in SLOW or missing(home.partition(".")[0]):
             continue
         module = importlib.import_module(home)

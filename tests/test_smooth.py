@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins.model import resample
+from clipag_plugins.base import resample
 
 
 def images(count=2, side=48):
@@ -51,7 +51,9 @@ def test_noise_is_new_at_every_call_and_repeats_from_the_seed(vanilla):
 def test_it_stands_in_for_a_model_and_leaves_it_alone(vanilla):
     tower = vanilla.visual
     smoothed = clip.smooth(vanilla, 0.1, 2)
-    picture = clip.generate("a red apple", smoothed, steps=2, views=1, progress=False)
+    picture = clip.generate(
+        "a red apple", smoothed, steps=2, views=1, options=clip.RunOptions(progress=False)
+    )
     assert picture.size == (224, 224)
     assert vanilla.visual is tower
     assert smoothed.visual.native_size == tower.native_size

@@ -14,16 +14,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import hub
 from clipag_plugins.cli import main
 
 pytest.importorskip("taming")
 
 from clipag_plugins.integrations import vqgan
-from clipag_plugins.integrations.cutouts import AUGMENTS, METHODS, Cutouts
-from clipag_plugins.integrations.prompts import Prompt, parse_scenes
-from clipag_plugins.integrations.taming import taming
-from clipag_plugins.integrations.vqgan_weights import VQGANS, Address, load_vqgan, write_embedded
+from clipag_plugins.integrations.vqgan.canvas import _Clamp
+from clipag_plugins.integrations.vqgan.cutouts import AUGMENTS, METHODS, Cutouts
+from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_scenes
+from clipag_plugins.integrations.vqgan.taming import taming
+from clipag_plugins.integrations.vqgan.weights import VQGANS, Address, load_vqgan, write_embedded
 
 SHAPE = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
@@ -96,14 +96,14 @@ def test_the_gradient_passes_the_choice_of_codes(either):
     canvas = vqgan.VqganCanvas(either, z)
     canvas.render().square().sum().backward()
     codes = vqgan.nearest_codes(z, vqgan.codebook(either)).requires_grad_(True)
-    vqgan._Clamp.apply((either.decode(codes) + 1) / 2).square().sum().backward()
+    _Clamp.apply((either.decode(codes) + 1) / 2).square().sum().backward()
     assert codes.grad.abs().sum() > 0
     assert torch.allclose(canvas.latent.grad, codes.grad, atol=1e-5)
 
 
 def test_saturated_pixels_come_back_but_go_no_further():
     x = torch.tensor([-0.5, -0.5, 0.5, 1.5, 1.5], requires_grad=True)
-    y = vqgan._Clamp.apply(x)
+    y = _Clamp.apply(x)
     assert y.tolist() == [0, 0, 0.5, 1, 1]
     y.backward(torch.tensor([1.0, -1.0, 3.0, 1.0, -1.0]))
     assert x.grad.tolist() == [0, -1, 3, 1, 0]
@@ -173,7 +173,9 @@ def target(model, text, weight, stop=-math.inf):
 def test_the_spherical_distance_is_half_the_squared_angle(model):
     images = torch.rand(2, 3, 64, 64)
     targets = [[target(model, "apple", 1)], [target(model, "apple", 2), target(model, "cat", -0.5)]]
-    losses = clip.Guide(model, targets, spherical=True, precision="float32").loss(images)
+    losses = clip.Guide(model, targets, spherical=True, options=clip.RunOptions("float32")).loss(
+        images
+    )
     z = F.normalize(model.encode_image(clip.model.normalize(images)), dim=-1)
     for loss, image, wanted in zip(losses, z, targets, strict=True):
         angles = [torch.acos(image @ t.embedding) for t in wanted]
@@ -569,7 +571,7 @@ def test_the_embedded_one_as_taming_wants_it(tmp_path):
     back, embedded = load_vqgan(tmp_path / "mini.ckpt"), load_vqgan()
     for key, value in embedded.state_dict().items():
         assert torch.equal(back.state_dict()[key], value)
-    weights = hub.embedded_file(hub.embedded_config()["vqgan"]["weights"])
+    weights = embedded.checked_path(embedded.read_config()["vqgan"]["weights"])
     assert weights.stat().st_size < 12e6
 
 

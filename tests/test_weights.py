@@ -25,7 +25,7 @@ def vit(tmp_path_factory):
 
 def test_open_clip_file_gives_open_clips_numbers(vit):
     original, path = vit
-    model = clip.load_clipag(path)
+    model = clip.load_model(path)
     image, text = torch.randn(2, 3, 224, 224), clip.tokenize(["a dog", "a cat"])
     assert torch.allclose(model.encode_image(image), original.encode_image(image), atol=1e-4)
     assert torch.allclose(model.encode_text(text), original.encode_text(text), atol=1e-4)
@@ -36,36 +36,44 @@ def test_training_checkpoint_as_pt(vit, tmp_path):
     state = {f"module.{key}": value for key, value in original.state_dict().items()}
     torch.save({"epoch": 1, "name": "run", "state_dict": state}, tmp_path / "epoch_1.pt")
     image = torch.randn(1, 3, 224, 224)
-    model = clip.load_clipag(tmp_path / "epoch_1.pt")
+    model = clip.load_model(tmp_path / "epoch_1.pt")
     assert torch.allclose(model.encode_image(image), original.encode_image(image), atol=1e-4)
-    picture = clip.generate("a dog", model, steps=1, size=64, views=2, init="noise", progress=False)
+    picture = clip.generate(
+        "a dog",
+        model,
+        steps=1,
+        size=64,
+        views=2,
+        init="noise",
+        options=clip.RunOptions(progress=False),
+    )
     assert picture.size == (64, 64)
 
 
 def test_unknown_name_lists_the_known():
     with pytest.raises(clip.ClipagError, match="clipag-mini, clip-mini"):
-        clip.load_clipag("clipag-maxi")
+        clip.load_model("clipag-maxi")
 
 
 def test_model_to_be_fetched_says_from_where(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(clip.ClipagError, match="10446026"):
-        clip.load_clipag("ViT-B/32")
+        clip.load_model("ViT-B/32")
 
 
 def test_truncated_file(vit, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(vit[1].read_bytes()[:100_000])
     with pytest.raises(clip.ClipagError, match="not a whole"):
-        clip.load_clipag(path)
+        clip.load_model(path)
 
 
 def test_other_architecture(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(clip.ClipagError, match="another architecture"):
-        clip.load_clipag(path)
+        clip.load_model(path)
 
 
 def test_wrong_shape_and_nan(vit, tmp_path):
@@ -73,10 +81,10 @@ def test_wrong_shape_and_nan(vit, tmp_path):
     path = tmp_path / "changed.safetensors"
     save_file({**state, "visual.proj": torch.zeros(3, 3)}, path)
     with pytest.raises(clip.ClipagError, match=r"visual\.proj is \(3, 3\)"):
-        clip.load_clipag(path)
+        clip.load_model(path)
     save_file({**state, "visual.proj": state["visual.proj"] * float("nan")}, path)
     with pytest.raises(clip.ClipagError, match="not finite"):
-        clip.load_clipag(path)
+        clip.load_model(path)
 
 
 def test_pickled_code_is_not_run(tmp_path):
@@ -89,7 +97,7 @@ def test_pickled_code_is_not_run(tmp_path):
     path = tmp_path / "hostile.pt"
     path.write_bytes(pickle.dumps({"state_dict": Hostile()}))
     with pytest.raises(clip.ClipagError):
-        clip.load_clipag(path)
+        clip.load_model(path)
     assert not marker.exists()
 
 

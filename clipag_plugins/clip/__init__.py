@@ -11,8 +11,8 @@ for OpenAI's, as `sys.modules["clip"]`.
 from importlib import import_module
 from typing import Any
 
-from ..model import available_models, load
-from ..tokenizer import tokenize
+from clipag_plugins.hub import available_models, load
+from clipag_plugins.tokenizer import tokenize
 
 __all__ = ["available_models", "load", "tokenize"]
 

@@ -6,17 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
-from clipag_plugins import hub
+from clipag_plugins import hub, registry
+from clipag_plugins.base import transform
 from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.model import available_models, build_model, load, transform
+from clipag_plugins.hub import available_models, build_model, load
 from clipag_plugins.tokenizer import tokenize
 
 __all__ = ["available_models", "build_model", "load", "tokenize"]
 
 _tokenizer = _Tokenizer()
 # Name to address in OpenAI's; here a name is an address: `hub` knows the rest.
-_MODELS = {name: name for name in hub.MODELS}
+_MODELS = {name: name for name in registry.MODELS}
 
 
 def _transform(n_px: int) -> Callable[[Any], Tensor]:
@@ -32,7 +33,7 @@ def _download(url: str, root: str | None = None) -> str:
     """
     if Path(url).is_file():
         return url
-    if url in hub.MODELS and hub.MODELS[url].embedded:
+    if url in registry.MODELS and registry.MODELS[url].embedded:
         raise ClipagError(
             f"{url} is not in a file of OpenAI's layout, which this code goes on to read: give it "
             "a ViT checkpoint; under clipag run, that is --model FILE.pt."

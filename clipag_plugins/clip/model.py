@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipag_plugins.model import build_model
+from clipag_plugins.hub import build_model
 from clipag_plugins.vit import (
     CLIP,
     LayerNorm,

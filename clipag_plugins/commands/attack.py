@@ -4,15 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import (
-    DEVICE_HELP,
-    Commands,
-    choose_device,
-    command,
-    fraction,
-    output_paths,
-    seed_number,
-)
+from ..arguments import fraction
+from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
 
 if TYPE_CHECKING:
     from ..attack import ThreatModel
@@ -78,13 +71,14 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     from ..attack import attack
-    from ..guide import text_target
-    from ..model import embed_images, load_clipag
-    from ..sampler import read_square, save_png, to_pil
+    from ..base import embed_images
+    from ..hub import load_model
+    from ..pictures import read_square, save_png, to_pil
+    from ..targets import text_target
 
     device = choose_device(options.device)
     image = read_square(options.image, options.size)[None].to(device)
-    model = load_clipag(options.model, device)
+    model = load_model(options.model, device)
     generator = torch.Generator().manual_seed(options.seed)
     attacked = attack(model, image, options.text, threat_model(options), options.towards, generator)
     picture = to_pil(attacked[0])

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import ClipagError
-from .options import DEVICE_HELP, Commands, choose_device, command, need_folder
+from ..files import require_writable_folder
+from .options import DEVICE_HELP, Commands, choose_device, command
 
 EXAMPLES = """\
 examples:
@@ -30,7 +31,7 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     if options.out is not None:
-        need_folder(options.out.parent)
+        require_writable_folder(options.out.parent)
     for option, numbers in (("--rounds", [options.rounds]), ("--views", options.views or [])):
         if min(numbers, default=1) < 1:
             raise ClipagError(f"{option} is {min(numbers)}: it must be at least 1.")

@@ -74,13 +74,13 @@ def _run(options: argparse.Namespace) -> int:
 
     import torch
 
+    from ..hub import load_model
     from ..integrations import clipdraw
-    from ..integrations.svg import write_svg
-    from ..model import load_clipag
-    from ..sampler import save_png, to_pil
+    from ..integrations.vector.svg import write_svg
+    from ..pictures import save_png, to_pil
     from ..trajectory import Trajectory, save_gif
 
-    model = load_clipag(options.model, choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     trajectory = Trajectory(options.steps) if options.trajectory is not None else None
     canvas, ascent = clipdraw.draw(
         options.prompts,

@@ -7,23 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import RunOptions
+from ..defaults import SAMPLES, SIGMA
 from ..errors import ClipagError, library
-from ..files import slug
+from ..files import require_writable_or_creatable, slug
 from .attack import add_threat_model, threat_model
-from .options import (
-    DEVICE_HELP,
-    SAMPLES,
-    SIGMA,
-    Commands,
-    add_models,
-    choose_device,
-    command,
-    need_place,
-    seed_number,
-)
+from .options import DEVICE_HELP, Commands, add_models, choose_device, command, seed_number
 
 if TYPE_CHECKING:
-    from ..evaluation import Picture, Report
+    from ..evaluation.folders import Picture
+    from ..evaluation.report import Report
 
 EXAMPLES = """\
 examples:
@@ -207,15 +200,16 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 def _check(options: argparse.Namespace) -> None:
     if options.batch < 1:
         raise ClipagError(f"--batch is {options.batch}: it must be at least 1.")
-    need_place(options.out)
+    require_writable_or_creatable(options.out)
 
 
 def _folder(options: argparse.Namespace) -> int:
     _check(options)
-    from .. import evaluation
+    from ..evaluation.folders import read_prompts
+    from ..evaluation.report import Report
 
-    prompts = evaluation.read_prompts(options.prompts)
-    report = evaluation.Report()
+    prompts = read_prompts(options.prompts)
+    report = Report()
     sets = {str(folder): folder for folder in (options.folder, options.against) if folder}
     rivals = [(str(options.folder), str(options.against))] if options.against else []
     _measure(options, prompts, sets, report, rivals)
@@ -226,14 +220,19 @@ def _table1(options: argparse.Namespace) -> int:
     _check(options)
     if len(options.models) != 2:
         raise ClipagError(f"--models names {len(options.models)}: Table 1 compares two.")
-    from .. import evaluation
+    from ..evaluation.drawing import draw_missing
+    from ..evaluation.folders import read_prompts
+    from ..evaluation.judges import (
+        fingerprint,
+    )
+    from ..evaluation.report import Report
+    from ..hub import load_model
     from ..integrations import clipdraw
-    from ..model import load_clipag
 
-    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
+    prompts = read_prompts(options.prompts, options.count, options.seed)
     steps = clipdraw.STEPS if options.steps is None else options.steps
-    models = [load_clipag(name, choose_device(options.device)) for name in options.models]
-    weights = [evaluation.fingerprint(model) for model in models]
+    models = [load_model(name, choose_device(options.device)) for name in options.models]
+    weights = [fingerprint(model) for model in models]
     sets: dict[str, Path] = {}
     rivals = []
     for augment in (False, True):
@@ -251,7 +250,7 @@ def _table1(options: argparse.Namespace) -> int:
                 "strokes": options.strokes,
                 "views": "augmented" if augment else "the drawing itself",
             }
-            evaluation.draw_missing(
+            draw_missing(
                 lambda batch, model=model, augment=augment: clipdraw.draw(  # type: ignore[misc]
                     batch, model, strokes=options.strokes, steps=steps, seed=options.seed,
                     augment=augment, truncate=True, progress=False,
@@ -262,43 +261,49 @@ def _table1(options: argparse.Namespace) -> int:
                 options.batch,
             )  # fmt: skip
         rivals.append((labels[0], labels[1]))
-    report = evaluation.Report()
+    report = Report()
     _measure(options, prompts, sets, report, rivals)
     return _finish(options, report, "table1")
 
 
 def _table2(options: argparse.Namespace) -> int:
     _check(options)
-    from .. import evaluation
-    from ..model import load_clipag
+    from ..evaluation.drawing import draw_missing
+    from ..evaluation.folders import read_prompts
+    from ..evaluation.judges import (
+        fingerprint,
+    )
+    from ..evaluation.report import Report
+    from ..hub import load_model
     from ..sampler import sample, settings_for
 
-    prompts = evaluation.read_prompts(options.prompts, options.count, options.seed)
+    prompts = read_prompts(options.prompts, options.count, options.seed)
     sets: dict[str, Path] = {}
+    quiet = RunOptions(truncate=True, progress=False)
     for name in options.models:
-        model = load_clipag(name, choose_device(options.device))
+        model = load_model(name, choose_device(options.device))
         settings = settings_for(model)
         steps = settings.steps if options.steps is None else options.steps
         _need_new(model.name, sets)
         sets[model.name] = options.out / slug(model.name)
         facts = {
             "model": model.name,
-            "weights": evaluation.fingerprint(model),
+            "weights": fingerprint(model),
             "seed": options.seed,
             "steps": steps,
             "init": "gmm",
             "tries": settings.tries,
         }
-        evaluation.draw_missing(
+        draw_missing(
             lambda batch, model=model, steps=steps: sample(  # type: ignore[misc]
-                batch, model, steps=steps, seed=options.seed, truncate=True, progress=False
+                batch, model, steps=steps, seed=options.seed, options=quiet
             ),
             prompts,
             sets[model.name],
             facts,
             options.batch,
         )
-    report = evaluation.Report()
+    report = Report()
     _measure(options, prompts, sets, report, [])
     return _finish(options, report, "table2")
 
@@ -318,79 +323,87 @@ def _measure(
     """Measure sets of pictures; what cannot be measured is noted, and the rest goes on."""
     import torch
 
-    from .. import evaluation
+    from ..evaluation.folders import batches, find_pictures, readable
+    from ..evaluation.judges import (
+        AESTHETIC_HEAD,
+        AestheticHead,
+        embed,
+        guided_by,
+        load_judge,
+    )
+    from ..evaluation.metrics import fid, inception, inception_score, judged, lpips, preference
+    from ..evaluation.report import Row, mean
+    from ..evaluation.sharing import shard
 
     device = choose_device(options.device)
     kept = options.out / "embeddings"
     pictures, paths = {}, {}
     for label, folder in sets.items():
-        pictures[label], amiss = evaluation.find_pictures(folder, prompts)
+        pictures[label], amiss = find_pictures(folder, prompts)
         paths[label] = [picture.path for picture in pictures[label]]
         report.columns[label] = []
         report.notes += amiss
 
     def by_judge(name: str) -> None:
-        judge = evaluation.load_judge(name, device)
+        judge = load_judge(name, device)
         texts = judge.embed_texts(prompts)
         for label, rows in report.columns.items():
-            warning = evaluation.guided_by(judge, pictures[label])
+            warning = guided_by(judge, pictures[label])
             if warning is not None:
                 report.notes.append(f"{label}: {warning}")
-            z = evaluation.embed(judge, paths[label], kept, options.batch)
+            z = embed(judge, paths[label], kept, options.batch)
             own = torch.tensor([picture.prompt for picture in pictures[label]])
-            rows += evaluation.judged(judge.name, z, texts, own)
+            rows += judged(judge.name, z, texts, own)
 
     def by_aesthetics() -> None:
         if options.aesthetic is None:
             raise ClipagError(
-                f"bring {evaluation.AESTHETIC_HEAD} (of "
+                f"bring {AESTHETIC_HEAD} (of "
                 "christophschuhmann/improved-aesthetic-predictor) with --aesthetic."
             )
-        head = evaluation.AestheticHead(options.aesthetic)
-        judge = evaluation.load_judge(options.aesthetic_model, device)
+        head = AestheticHead(options.aesthetic)
+        judge = load_judge(options.aesthetic_model, device)
         scores = {}
         for label, rows in report.columns.items():
-            z = evaluation.embed(judge, paths[label], kept, options.batch)
+            z = embed(judge, paths[label], kept, options.batch)
             scores[label] = head.scores(z)
-            rows.append(evaluation.mean("aesthetics", "LAION", scores[label]))
+            rows.append(mean("aesthetics", "LAION", scores[label]))
         for pair in rivals:
             (a, x), (b, y) = zip(
                 pair, _same_prompts(*(pictures[side] for side in pair)), strict=True
             )
             for label, ours, theirs in ((a, scores[a][x], scores[b][y]),
                                         (b, scores[b][y], scores[a][x])):  # fmt: skip
-                liked = 100 * evaluation.preference(ours, theirs)
-                report.columns[label].append(evaluation.mean("preference", "LAION", liked))
+                liked = 100 * preference(ours, theirs)
+                report.columns[label].append(mean("preference", "LAION", liked))
 
     def by_inception() -> None:
-        network = evaluation.inception("logits_unbiased", options.inception)
+        network = inception("logits_unbiased", options.inception)
         for label, rows in report.columns.items():
-            images = evaluation.batches(paths[label], 299, options.batch)
-            value = evaluation.inception_score(images, network, device=device)
-            rows.append(evaluation.Row("IS", "InceptionV3", value, None, None, len(paths[label])))
+            images = batches(paths[label], 299, options.batch)
+            value = inception_score(images, network, device=device)
+            rows.append(Row("IS", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_distance() -> None:
         if options.reference is None:
             raise ClipagError("bring real pictures with --reference.")
-        found, amiss = evaluation.readable(options.reference)
+        found, amiss = readable(options.reference)
         report.notes += amiss
         real = [path for path, facts in found.items() if facts is not None]
-        network = evaluation.inception("2048", options.inception)
+        network = inception("2048", options.inception)
         for label, rows in report.columns.items():
-            ours, theirs = (
-                evaluation.batches(side, 299, options.batch) for side in (paths[label], real)
-            )
-            value = evaluation.fid(ours, theirs, network, device)
-            rows.append(evaluation.Row("FID", "InceptionV3", value, None, None, len(paths[label])))
+            ours, theirs = (batches(side, 299, options.batch) for side in (paths[label], real))
+            value = fid(ours, theirs, network, device)
+            rows.append(Row("FID", "InceptionV3", value, None, None, len(paths[label])))
 
     def by_lpips() -> None:
         for a, b in rivals:
             ours, theirs = (
-                evaluation.batches([paths[label][i] for i in side], 224, options.batch)
+                batches([paths[label][i] for i in side], 224, options.batch)
                 for label, side in zip((a, b), _same_prompts(pictures[a], pictures[b]), strict=True)
             )
-            values = 100 * evaluation.lpips(ours, theirs, device)
-            report.columns[a].append(evaluation.mean("LPIPS × 100", f"AlexNet, to {b}", values))
+            values = 100 * lpips(ours, theirs, device)
+            report.columns[a].append(mean("LPIPS × 100", f"AlexNet, to {b}", values))
 
     measures: dict[str, Callable[[], None]] = {
         f"judge {name}": partial(by_judge, name) for name in options.judge
@@ -398,9 +411,9 @@ def _measure(
     if options.kind in ("drawings", "table1"):
         measures["aesthetics"] = by_aesthetics
     # What has no embeddings to keep is for one process alone.
-    elif evaluation.shard()[0] == 0:
+    elif shard()[0] == 0:
         measures |= {"IS": by_inception, "FID": by_distance}
-    if options.kind in ("drawings", "pictures") and rivals and evaluation.shard()[0] == 0:
+    if options.kind in ("drawings", "pictures") and rivals and shard()[0] == 0:
         measures["LPIPS"] = by_lpips
     for what, measure in measures.items():
         try:
@@ -425,9 +438,9 @@ def _same_prompts(a: Sequence["Picture"], b: Sequence["Picture"]) -> tuple[list[
 
 
 def _finish(options: argparse.Namespace, report: "Report", name: str) -> int:
-    from .. import evaluation
+    from ..evaluation.sharing import shard
 
-    if evaluation.shard()[0] > 0:
+    if shard()[0] > 0:
         return 0
     if not any(report.columns.values()):
         raise ClipagError("Nothing could be measured. " + " ".join(report.notes))
@@ -446,19 +459,20 @@ def _robustness(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from .. import evaluation, robustness
-    from ..model import load_clipag
-    from ..sampler import read_square
+    from ..evaluation import robustness
+    from ..evaluation.report import Report, mean
+    from ..hub import load_model
+    from ..pictures import read_square
 
     threat, device = threat_model(options), choose_device(options.device)
     library("scipy.stats", "eval")  # before hours of attacks, not after them
-    report = evaluation.Report()
+    report = Report()
     classes, pictures, report.notes = robustness.labelled_pictures(options.folder)
     budget = f"{options.norm}, eps {options.eps:g}"
     names = {"clean": "clean", "pgd": f"PGD, {options.steps} steps, {budget}",
              "autoattack": f"AutoAttack, {budget}"}  # fmt: skip
     for name in options.models:
-        model = load_clipag(name, device)
+        model = load_model(name, device)
         _need_new(model.name, report.columns)
         texts = [options.template.replace("{}", name) for name in classes]
         classifier = robustness.ZeroShot(model, texts)
@@ -476,7 +490,7 @@ def _robustness(options: argparse.Namespace) -> int:
                     report.notes.append(f"Not measured, {names[attack]}: {error}")
                     del right[attack]
         report.columns[model.name] = [
-            evaluation.mean("accuracy", names[attack], 100 * torch.cat(parts).float().cpu())
+            mean("accuracy", names[attack], 100 * torch.cat(parts).float().cpu())
             for attack, parts in right.items()
         ]
     return _finish(options, report, "robustness")
@@ -488,16 +502,23 @@ def _pag(options: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from .. import evaluation, pag
-    from ..model import ClipagModel, load_clipag
-    from ..sampler import read_square
+    from .. import pag
+    from ..base import ClipagModel
+    from ..evaluation.folders import find_pictures, read_prompts
+    from ..evaluation.judges import (
+        fingerprint,
+        load_judge,
+    )
+    from ..evaluation.report import Report, compared
+    from ..hub import load_model
+    from ..pictures import read_square
     from ..smoothing import smooth
 
     device = choose_device(options.device)
     library("scipy.stats", "eval")  # before the gradients, not after them
-    prompts = evaluation.read_prompts(options.prompts)
-    report = evaluation.Report()
-    found, report.notes = evaluation.find_pictures(options.folder, prompts)
+    prompts = read_prompts(options.prompts)
+    report = Report()
+    found, report.notes = find_pictures(options.folder, prompts)
     first: dict[str, Path] = {}
     for picture in found:
         first.setdefault(prompts[picture.prompt], picture.path)
@@ -506,10 +527,10 @@ def _pag(options: argparse.Namespace) -> int:
     models: dict[str, ClipagModel] = {}
     digests: list[str] = []
     for name in options.models:
-        model = load_clipag(name, device)
+        model = load_model(name, device)
         _need_new(model.name, models)
         models[model.name] = model
-        digests.append(evaluation.fingerprint(model))
+        digests.append(fingerprint(model))
         if len(models) == 1:
             for sigma in options.sigma:
                 label = f"{model.name}, smoothed by {sigma:g}"
@@ -518,13 +539,13 @@ def _pag(options: argparse.Namespace) -> int:
 
     def score(judge: str, by: Callable[[ClipagModel], torch.Tensor]) -> None:
         scores = {label: by(model) for label, model in tqdm(models.items(), desc=judge)}
-        for label, rows in evaluation.compared("PAG score", judge, scores).items():
+        for label, rows in compared("PAG score", judge, scores).items():
             report.columns.setdefault(label, []).extend(rows)
 
     score("pictures", lambda model: pag.picture_score(model, texts, pictures, options.seed))
     for name in options.judge:
         try:
-            judge = evaluation.load_judge(name, device)
+            judge = load_judge(name, device)
         except ClipagError as error:
             report.notes.append(f"Not measured, judge {name}: {error}")
             continue

@@ -3,12 +3,11 @@
 import argparse
 from pathlib import Path
 
+from ..defaults import SAMPLES, SIGMA
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
 from .options import (
     DEVICE_HELP,
-    SAMPLES,
-    SIGMA,
     Commands,
     add_models,
     choose_device,
@@ -84,8 +83,8 @@ def _explain(options: argparse.Namespace) -> int:
 
     from ..attack import attack
     from ..explain import contrast_targets, heat_maps, over
-    from ..model import load_clipag
-    from ..sampler import read_square, save_png, to_pil
+    from ..hub import load_model
+    from ..pictures import read_square, save_png, to_pil
     from ..sheet import sheet
 
     device = choose_device(options.device)
@@ -93,7 +92,7 @@ def _explain(options: argparse.Namespace) -> int:
     threat = threat_model(options)
     rows, names = [], []
     for name in options.models:
-        model = load_clipag(name, device)
+        model = load_model(name, device)
         generator = torch.Generator().manual_seed(options.seed)
         attacked = attack(model, image, options.text, threat, generator=generator)
         both = torch.cat([image, attacked])
@@ -125,16 +124,16 @@ def _pag(options: argparse.Namespace) -> int:
             " and the robust one."
         )
 
-    from ..guide import text_target
-    from ..model import load_clipag
+    from ..hub import load_model
     from ..pag import gradient_images, input_gradient
-    from ..sampler import read_square, save_png, to_pil
+    from ..pictures import read_square, save_png, to_pil
     from ..sheet import sheet
     from ..smoothing import smooth
+    from ..targets import text_target
 
     device = choose_device(options.device)
     image = read_square(options.image, options.size)[None].to(device)
-    vanilla, robust = (load_clipag(name, device) for name in options.models)
+    vanilla, robust = (load_model(name, device) for name in options.models)
     smoothed = smooth(vanilla, options.sigma, options.samples, options.seed)
     rows = []
     for text in options.texts:

@@ -4,15 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from ..errors import library
-from .options import (
-    DEVICE_HELP,
-    INTERRUPTED,
-    Commands,
-    choose_device,
-    command,
-    need_folder,
-)
+from ..errors import INTERRUPTED, library
+from ..files import require_writable_folder
+from .options import DEVICE_HELP, Commands, choose_device, command
 
 EXAMPLES = """\
 examples:
@@ -42,7 +36,7 @@ def _run(options: argparse.Namespace) -> int:
 
     config = configs.read(options.config, options.set)
     out = options.out or Path(Path(options.config).stem)
-    need_folder(out if out.exists() else out.parent)
+    require_writable_folder(out if out.exists() else out.parent)
     first = os.environ.get("RANK", "0") == "0"
     try:
         result = train.train(config, out, choose_device(options.device))

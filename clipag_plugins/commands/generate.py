@@ -10,6 +10,8 @@ from .options import (
     command,
     made_by,
     plan,
+    prefixed,
+    run_options,
 )
 
 EXAMPLES = """\
@@ -53,17 +55,18 @@ def add(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     seeds, drawn, outputs = plan(options, ".png")
 
-    from ..model import load_clipag
-    from ..sampler import sample, save_png, settings_for, to_pil
+    from ..hub import load_model
+    from ..pictures import save_png, to_pil
+    from ..sampler import sample, settings_for
     from ..trajectory import Trajectory
 
-    model = load_clipag(options.model, choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     settings = settings_for(model)
     steps = settings.steps if options.steps is None else options.steps
     tries = settings.tries_of(options.tries, options.init)
     trajectory = Trajectory(steps) if options.trajectory is not None else None
     ascent = sample(
-        options.prompts,
+        [prefixed(options, prompt) for prompt in options.prompts],
         model,
         steps=steps,
         seed=seeds,
@@ -71,16 +74,12 @@ def _run(options: argparse.Namespace) -> int:
         views=options.views,
         init=options.init,
         tries=tries,
-        prefix=options.prefix,
-        truncate=options.truncate,
-        precision=options.precision,
-        max_views=options.max_views,
-        compile=options.compile,
         callback=trajectory,
+        options=run_options(options),
     )
     facts = [
         {
-            "prompt": f"{options.prefix} {prompt}".strip(),
+            "prompt": prefixed(options, prompt),
             "seed": seed,
             "size": options.size,
             "steps": ascent.steps,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..arguments import RunOptions
 from ..errors import ClipagError
 from ..files import slug
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..ascent import Ascent
-    from ..model import ClipagModel
+    from ..base import ClipagModel
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
@@ -102,6 +103,21 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def run_options(options: argparse.Namespace) -> RunOptions:
+    """Return the options of `add_run_options` as the library takes them."""
+    return RunOptions(
+        options.precision,
+        options.max_views,
+        getattr(options, "compile", False),
+        options.truncate,
+    )
+
+
+def prefixed(options: argparse.Namespace, prompt: str) -> str:
+    """Return a prompt with --prefix before it; an empty prompt stays empty, to be refused."""
+    return f"{options.prefix} {prompt}".strip() if prompt.strip() else prompt
+
+
 def choose_device(name: str | None) -> "torch.device":
     """Return the device that was asked for, or the best there is.
 
@@ -135,7 +151,7 @@ def plan(
     seeds = range(options.seed, options.seed + options.count)
     drawn = [(prompt, seed) for prompt in options.prompts for seed in seeds]
     outputs = output_paths(drawn, options.out, suffix, [options.init])
-    need_place(options.trajectory)
+    require_writable_or_creatable(options.trajectory)
     return seeds, drawn, outputs
 
 
@@ -152,13 +168,13 @@ def output_paths(
     if out is not None and len(drawn) == 1 and not out.is_dir() and out.suffix:
         if out.suffix.lower() != suffix:
             raise ClipagError(f"--out {out} ends in {out.suffix}: it is written as {suffix}.")
-        need_folder(out.parent)
+        require_writable_folder(out.parent)
         need_target(out, sources)
         return [out]
     folder = Path() if out is None else out
     if out is not None and len(drawn) > 1 and out.suffix.lower() == suffix and not out.is_dir():
         raise ClipagError(f"--out {out} is one file for {len(drawn)} pictures: name a folder.")
-    need_place(folder)
+    require_writable_or_creatable(folder)
     paths: list[Path] = []
     for prompt, seed in drawn:
         name = slug(prompt) or "picture"
@@ -181,13 +197,13 @@ def need_target(path: Path, sources: Sequence[str | Path] = ()) -> None:
         raise ClipagError(f"{path} would replace what it is made from: name another --out.")
 
 
-def need_place(folder: Path | None) -> None:
+def require_writable_or_creatable(folder: Path | None) -> None:
     """Make sure that a folder that was asked for can be written to, or be made when it is."""
     if folder is not None:
-        need_folder(folder if folder.exists() else folder.parent)
+        require_writable_folder(folder if folder.exists() else folder.parent)
 
 
-def need_folder(folder: Path) -> None:
+def require_writable_folder(folder: Path) -> None:
     """Make sure that a folder is there and can be written to."""
     # os.path, not Path: a folder that may not be looked into counts as none.
     if not os.path.isdir(folder):  # noqa: PTH112

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # Only here: the library imports no integration until it is asked for one.
-    from ..integrations.run import run_script
+    from ..integrations.shims.run import run_script
 
     code: int = run_script(
         options.script, options.arguments, options.model, options.device, options.pydiffvg

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ClipagError
+from ..errors import INTERRUPTED, ClipagError
+from ..files import require_writable_folder, require_writable_or_creatable
 from .options import (
-    INTERRUPTED,
     Commands,
     add_run_options,
     choose_device,
     code_of,
     command,
     made_by,
-    need_folder,
-    need_place,
     need_target,
     output_paths,
     seed_number,
@@ -106,23 +104,24 @@ def _style(options: argparse.Namespace) -> int:
     *images, text = options.inputs or [""]
     text = _text(options, text, images)
     photos, outputs = _plan(options, images, text)
-    need_place(options.trajectory)
+    require_writable_or_creatable(options.trajectory)
     if options.keep_network and not options.network:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
     import torch
 
+    from ..arguments import check_extent
+    from ..hub import load_model
     from ..integrations import clipstyler
-    from ..integrations.style_network import StyleNetwork
-    from ..model import load_clipag
-    from ..sampler import check_extent
+    from ..integrations.clipstyler import styling
+    from ..integrations.clipstyler.network import StyleNetwork
     from ..trajectory import Trajectory
 
     losses = _losses(options)
-    steps = clipstyler.STEPS if options.steps is None else options.steps
-    size = clipstyler.SIZE if options.size is None else options.size
+    steps = styling.STEPS if options.steps is None else options.steps
+    size = styling.SIZE if options.size is None else options.size
     check_extent(steps, size)
-    model = load_clipag(options.model, choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     torch.manual_seed(options.seed)
     kept = StyleNetwork() if options.keep_network else None
     code = 0
@@ -172,7 +171,7 @@ def _train(options: argparse.Namespace) -> int:
     text = _text(options, options.inputs[0], [str(options.train_on)])
     if options.out is None or options.out.suffix != ".safetensors" or options.out.is_dir():
         raise ClipagError("--out must name the network's file, as fire.safetensors.")
-    need_folder(options.out.parent)
+    require_writable_folder(options.out.parent)
     need_target(options.out, [options.model])
     if not options.network or options.keep_network or options.trajectory is not None:
         raise ClipagError(
@@ -181,9 +180,12 @@ def _train(options: argparse.Namespace) -> int:
         )
     photos = _pictures_in(options.train_on)
 
-    from ..integrations import clipstyler, style_network
-    from ..model import load_clipag
-    from ..sampler import check_extent, read_picture
+    from ..arguments import check_extent
+    from ..hub import load_model
+    from ..integrations import clipstyler
+    from ..integrations.clipstyler import network as networks
+    from ..integrations.clipstyler import styling
+    from ..pictures import read_picture
 
     losses = _losses(options)
     readable = []
@@ -194,10 +196,10 @@ def _train(options: argparse.Namespace) -> int:
             _passed_over(error, photos)
         else:
             readable.append(photo)
-    steps = clipstyler.TRAINING_STEPS if options.steps is None else options.steps
-    size = clipstyler.TRAINING_SIDE if options.size is None else options.size
+    steps = styling.TRAINING_STEPS if options.steps is None else options.steps
+    size = styling.TRAINING_SIDE if options.size is None else options.size
     check_extent(steps, size)
-    model = load_clipag(options.model, choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     network, done = clipstyler.train(
         readable,
         text,
@@ -211,7 +213,7 @@ def _train(options: argparse.Namespace) -> int:
         max_views=options.max_views,
     )
     facts = {"prompt": text, "seed": options.seed, "model": model.name, "steps": done}
-    style_network.save(network, options.out, {key: str(value) for key, value in facts.items()})
+    networks.save(network, options.out, {key: str(value) for key, value in facts.items()})
     print(options.out)
     _say_content(losses, model.name)
     if done < steps:
@@ -225,13 +227,15 @@ def _apply(options: argparse.Namespace) -> int:
         raise ClipagError("There is no photo: clipag style --apply NETWORK.safetensors IMAGE …")
     photos, outputs = _plan(options, options.inputs, options.apply.stem)
 
-    from ..integrations import clipstyler, style_network
-    from ..sampler import check_extent
+    from ..arguments import check_extent
+    from ..integrations import clipstyler
+    from ..integrations.clipstyler import network as networks
+    from ..integrations.clipstyler import styling
 
-    size = clipstyler.SIZE if options.size is None else options.size
+    size = styling.SIZE if options.size is None else options.size
     check_extent(1, size)
     device = choose_device(options.device)
-    network, facts = style_network.load(options.apply)
+    network, facts = networks.load(options.apply)
     network.to(device)
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
@@ -271,7 +275,7 @@ def _plan(
     elif out is None or (out.suffix.lower() == ".png" and not out.is_dir()):
         raise ClipagError(f"--out must name a folder for {len(photos)} pictures.")
     else:
-        need_place(out)
+        require_writable_or_creatable(out)
         outputs = [out / f"{photo.stem}.png" for photo in photos]
     seen: dict[Path, Path] = {}
     for photo, path in zip(photos, outputs, strict=True):
@@ -316,8 +320,8 @@ def _say_content(losses: "Losses", model: str) -> None:
 
 def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
     """Return a photo as (3, H, W) with the longer side at most `size`, and its alpha if any."""
-    from ..integrations.clipstyler import check_sides
-    from ..sampler import from_pil, on_white, read_rgba
+    from ..integrations.clipstyler.styling import check_sides
+    from ..pictures import from_pil, on_white, read_rgba
 
     picture = read_rgba(photo, still=True)
     scale = min(1.0, size / max(picture.size))
@@ -332,7 +336,7 @@ def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
 def _save(
     image: "Tensor", alpha: "Image.Image | None", path: Path, facts: dict[str, object]
 ) -> None:
-    from ..sampler import save_png, to_pil
+    from ..pictures import save_png, to_pil
 
     picture = to_pil(image)
     if alpha is not None:

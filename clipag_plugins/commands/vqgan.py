@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import ClipagError
+from ..files import require_writable_or_creatable
 from .options import (
     Commands,
     add_run_options,
@@ -11,7 +12,6 @@ from .options import (
     code_of,
     command,
     made_by,
-    need_place,
     output_paths,
     seed_number,
 )
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     prompts = prompts or [""]
     if len(options.size) > 2:
         raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
-    from ..integrations.prompts import parse_prompts, parse_scenes
+    from ..integrations.vqgan.prompts import parse_prompts, parse_scenes
 
     for prompt in prompts:
         parse_scenes(prompt or options.image_prompts)
@@ -94,14 +94,14 @@ def _run(options: argparse.Namespace) -> int:
     sources = [picture.text for picture in pictures] + [options.init or ""]
     named = [(prompt, options.seed) for prompt in prompts]
     outputs = output_paths(named, options.out, ".png", sources)
-    need_place(options.trajectory)
-    need_place(options.frames)
+    require_writable_or_creatable(options.trajectory)
+    require_writable_or_creatable(options.frames)
 
+    from ..hub import load_model
     from ..integrations import vqgan
-    from ..integrations.cutouts import Cutouts
-    from ..integrations.vqgan_weights import load_vqgan
-    from ..model import load_clipag
-    from ..sampler import save_png, to_pil
+    from ..integrations.vqgan.cutouts import Cutouts
+    from ..integrations.vqgan.weights import load_vqgan
+    from ..pictures import save_png, to_pil
     from ..trajectory import Frames, Trajectory
 
     drawing = load_vqgan(options.vqgan, options.vqgan_config)
@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
         "power": options.cut_power,
     }
     views = Cutouts(**{name: value for name, value in chosen.items() if value is not None})
-    model = load_clipag(options.model, choose_device(options.device))
+    model = load_model(options.model, choose_device(options.device))
     steps = vqgan.STEPS if options.steps is None else options.steps
     for prompt, path in zip(prompts, outputs, strict=True):
         every = {

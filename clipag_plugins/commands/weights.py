@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..errors import ClipagError
-from .options import Commands, command, need_folder, need_target
+from ..files import require_writable_folder
+from .options import Commands, command, need_target
 
 MODELS_EXAMPLES = """\
 examples:
@@ -39,23 +40,25 @@ def add(commands: Commands) -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from .. import hub
-    from ..integrations import vqgan_weights
+    from .. import hub, registry
+    from ..integrations.vqgan import weights
 
     if options.name is None:
-        width = max(map(len, hub.MODELS))
-        for name, source in hub.MODELS.items():
+        width = max(map(len, registry.MODELS))
+        for name, source in registry.MODELS.items():
             place = "embedded" if source.embedded else "cached" if hub.is_cached(name) else ""
             print(f"{name:{width}}  {source.megabytes:5} MB  {source.threat_model:14}  {place}")
-        print(f"{vqgan_weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
-        for name, address in vqgan_weights.VQGANS.items():
-            place = "cached" if vqgan_weights.is_cached(name) else ""
+        print(f"{weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
+        for name, address in weights.VQGANS.items():
+            place = "cached" if weights.is_cached(name) else ""
             size = f"{address.megabytes:5} MB" if address.megabytes else ""
             print(f"{name:{width}}  {size:8}  {'VQGAN':14}  {place}")
         return 0
-    if options.name not in hub.MODELS:
-        raise ClipagError(f"There is no model {options.name!r}; known are {', '.join(hub.MODELS)}.")
-    source = hub.MODELS[options.name]
+    if options.name not in registry.MODELS:
+        raise ClipagError(
+            f"There is no model {options.name!r}; known are {', '.join(registry.MODELS)}."
+        )
+    source = registry.MODELS[options.name]
     for fact in ("place", "address", "architecture", "threat_model", "licence", "citation"):
         print(f"{fact.replace('_', ' ')}: {getattr(source, fact)}")
     return 0
@@ -63,10 +66,10 @@ def _models(options: argparse.Namespace) -> int:
 
 def _pull(options: argparse.Namespace) -> int:
     from .. import hub
-    from ..integrations import vqgan_weights
+    from ..integrations.vqgan import weights
 
-    known = options.name in vqgan_weights.VQGANS
-    print(vqgan_weights.pull_vqgan(options.name) if known else hub.pull(options.name))
+    known = options.name in weights.VQGANS
+    print(weights.pull_vqgan(options.name) if known else hub.pull(options.name))
     return 0
 
 
@@ -76,11 +79,11 @@ def _convert(options: argparse.Namespace) -> int:
         raise ClipagError(f"There is no file {options.file}: name a checkpoint.")
     if out.suffix != ".safetensors":
         raise ClipagError(f"--out {out} does not end in .safetensors, which is what is written.")
-    need_folder(out.parent)
+    require_writable_folder(out.parent)
     need_target(out, [options.file])
 
-    from .. import hub
+    from .. import publish
 
-    hub.convert(options.file, out)
+    publish.convert(options.file, out)
     print(out)
     return 0

@@ -25,14 +25,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ClipagError
-from ...files import write_beside
-from ..paints import LinearGradient, RadialGradient
-from ..paths import Group, Paint
-from ..renderer import render
-from ..svg import write_svg
-from .shapes import Circle, Ellipse, Path, Polygon, Rect, Shape, ShapeGroup, to_groups
-from .svg_scene import from_svg_path, svg_to_scene
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.files import write_beside
+from clipag_plugins.integrations.pydiffvg.shapes import (
+    Circle,
+    Ellipse,
+    Path,
+    Polygon,
+    Rect,
+    Shape,
+    ShapeGroup,
+    to_groups,
+)
+from clipag_plugins.integrations.pydiffvg.svg_scene import from_svg_path, svg_to_scene
+from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
+from clipag_plugins.integrations.vector.paths import Group, Paint
+from clipag_plugins.integrations.vector.renderer import render
+from clipag_plugins.integrations.vector.svg import write_svg
 
 __all__ = [
     "Circle",

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...errors import ClipagError
-from .. import paths
-from ..paints import LinearGradient, RadialGradient
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.integrations.vector import paths
+from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
 
 Color = Tensor | LinearGradient | RadialGradient
 

@@ -13,9 +13,18 @@ from xml.etree.ElementTree import Element
 import torch
 from torch import Tensor
 
-from ...errors import ClipagError, library
-from ..paints import LinearGradient, RadialGradient
-from .shapes import Circle, Color, Ellipse, Path, Polygon, Rect, Shape, ShapeGroup
+from clipag_plugins.errors import ClipagError, library
+from clipag_plugins.integrations.pydiffvg.shapes import (
+    Circle,
+    Color,
+    Ellipse,
+    Path,
+    Polygon,
+    Rect,
+    Shape,
+    ShapeGroup,
+)
+from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
 
 # Ends that are as close as this, in pixels, close a path.
 _TOGETHER = 1e-5

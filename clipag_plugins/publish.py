@@ -1,0 +1,118 @@
+"""Write models out: to a folder, to the Hugging Face Hub, as .safetensors."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from . import architecture, download, untrusted
+from .base import CLIP_MEAN, CLIP_STD, ClipagModel
+from .files import write_beside
+from .hub import MINI_CONFIG, MINI_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from .mini import MiniClip
+from .vit import CLIP
+
+
+def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") -> Path:
+    """Write weights, config and a card that names the repository; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.weights().items()}
+    shape = model.config or architecture.infer_config(weights, model.name)
+    if isinstance(model, CLIP) and model.quick_gelu:
+        shape = {**shape, "quick_gelu": True}
+    config: dict[str, Any] = {"name": model.name, "model_cfg": shape}
+    if isinstance(model, MiniClip):
+        config["clipag"] = "mini"
+        names = MINI_CONFIG, MINI_WEIGHTS
+    else:
+        config["preprocess_cfg"] = {
+            "mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        }  # fmt: skip
+        names = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+    with write_beside(folder / names[1]) as temporary:
+        save_file(weights, temporary, {"format": "pt"})
+    for filename, text in (
+        (names[0], json.dumps(config, indent=2)),
+        ("README.md", card(model, repo)),
+    ):
+        with write_beside(folder / filename) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def card(model: ClipagModel, repo: str) -> str:
+    """Write a model card in the Hub's format: what the model is, and how to load it."""
+    source = model.source  # not by its name, which a folder may claim
+    mini = isinstance(model, MiniClip)
+    lines = [
+        "---",
+        f"library_name: {'clipag-plugins' if mini else 'open_clip'}",
+        "pipeline_tag: zero-shot-image-classification",
+        *(["license: mit"] if source is not None and source.licence == "MIT" else []),
+        "tags:",
+        "- clip",
+        "- clipag",
+        "---",
+        f"# {model.name}",
+        "",
+        f"A CLIP with {sum(w.numel() for w in model.weights().values()) / 1e6:.1f} M parameters, "
+        f"embeddings of {model.visual.output_dim}, images of {model.visual.native_size} pixels.",
+    ]
+    if source is not None:
+        lines += [
+            "",
+            f"- architecture: {source.architecture}",
+            f"- threat model: {source.threat_model}",
+            f"- licence: {source.licence}",
+            f"- cite: {source.citation}",
+        ]
+    lines += ["", "```python", "import clipag_plugins as clip", ""]
+    lines += [f'model = clip.ClipagModel.from_pretrained("{repo}")']
+    if not mini:
+        lines += ["", "import open_clip", ""]
+        lines += [f'model, preprocess = open_clip.create_model_from_pretrained("hf-hub:{repo}")']
+    return "\n".join([*lines, "```"])
+
+
+def push_to_hub(
+    model: ClipagModel,
+    repo_id: str,
+    commit_message: str,
+    revision: str | None,
+    private: bool,
+    create_pr: bool,
+    token: str | bool | None,
+) -> str:
+    """Save to a repository of the Hub and return the commit's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    remedy = "check the connection, and that HF_TOKEN may write there"
+    with tempfile.TemporaryDirectory() as temporary, download.hub_errors(repo_id, remedy):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        folder = save_pretrained(model, Path(temporary), repo_id)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return str(commit)
+
+
+def convert(path: Path, out: Path) -> ClipagModel:
+    """Rewrite a checkpoint as `.safetensors`, and return the model that it holds.
+
+    Raises:
+        ClipagError: the file is not a CLIP's checkpoint.
+    """
+    model = architecture.from_state(untrusted.read(path), str(path), path.name)
+    weights = {key: value.detach().contiguous() for key, value in model.weights().items()}
+    activation = "true" if model.config.get("quick_gelu") else "false"
+    with write_beside(out) as temporary:
+        save_file(weights, temporary, {"format": "pt", "quick_gelu": activation})
+    return model

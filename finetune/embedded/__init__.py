@@ -1,0 +1,1 @@
+"""How the weights inside the package are made, from openly licensed pictures to the files."""

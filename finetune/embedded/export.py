@@ -1,0 +1,56 @@
+"""Put trained towers and their memories into the package, beside their checksums.
+
+python -m clipag_plugins.finetune.embedded.export --work build/weights --out clipag_plugins/weights
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipag_plugins.files import write_beside
+from clipag_plugins.finetune.embedded.memory import fill
+from clipag_plugins.finetune.embedded.recipe import MINI, VQGAN
+
+IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
+
+
+def export(work: Path, out: Path) -> None:
+    """Write both image towers, the text tower they share, memories, mixture, VQGAN and config."""
+    out.mkdir(parents=True, exist_ok=True)
+    memory = fill(work, IMAGE_TOWERS)
+    text = {**MINI["text_cfg"], "memory": len(memory["keys"])}
+    config: dict[str, Any] = {"model_cfg": {**MINI, "text_cfg": text}, "models": {}}
+    config["text"] = _write(load_file(work / "text.safetensors"), out / "text-mini.safetensors")
+    for name, kind in IMAGE_TOWERS.items():
+        with safe_open(work / f"{kind}.safetensors", "pt") as file:
+            scale = float(file.metadata()["logit_scale"])
+        image = _write(load_file(work / f"{kind}.safetensors"), out / f"{name}.safetensors")
+        config["models"][name] = {"image": image, "logit_scale": scale}
+    config["memory"] = _write(memory, out / "memory-mini.safetensors")
+    config["gmm"] = _write(load_file(work / "gmm.safetensors"), out / "gmm.safetensors")
+    vqgan = _write(load_file(work / "vqgan.safetensors"), out / "vqgan-mini.safetensors")
+    config["vqgan"] = {"model_cfg": VQGAN, "weights": vqgan}
+    with write_beside(out / "config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def _write(state: dict[str, Tensor], target: Path) -> dict[str, str]:
+    with write_beside(target) as temporary:
+        save_file({k: v.half().contiguous() for k, v in state.items()}, temporary)
+    return {"name": target.name, "sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--out", type=Path, default=Path("clipag_plugins/weights"))
+    arguments = parser.parse_args()
+    export(arguments.work, arguments.out)

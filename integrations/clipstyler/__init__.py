@@ -1,0 +1,23 @@
+"""CLIPStyler: repaint a photo in the style of a text (Kwon & Ye, CVPR 2022)."""
+
+from clipag_plugins.integrations.clipstyler.content import ContentLoss, features_of, tower_features
+from clipag_plugins.integrations.clipstyler.network import StyleNetwork
+from clipag_plugins.integrations.clipstyler.styling import (
+    Losses,
+    StyleCanvas,
+    apply,
+    style,
+    train,
+)
+
+__all__ = [
+    "ContentLoss",
+    "Losses",
+    "StyleCanvas",
+    "StyleNetwork",
+    "apply",
+    "features_of",
+    "style",
+    "tower_features",
+    "train",
+]

@@ -1,0 +1,5 @@
+"""Run CLIP-guided scripts of 2021 and 2022 as they are: `install()`, then run them."""
+
+from clipag_plugins.integrations.shims.redirect import install, uninstall
+
+__all__ = ["install", "uninstall"]

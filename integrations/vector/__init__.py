@@ -1,0 +1,1 @@
+"""The vector engine: paths, paints, a differentiable renderer in plain torch, and SVG."""

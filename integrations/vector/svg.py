@@ -1,0 +1,172 @@
+"""Write drawings as SVG: what a browser shows is what the renderer drew.
+
+Maps to the canvas are written into the points and the stroke widths, as the renderer applies
+them. Colours are rounded to 8 bits, as every program can read them; opacities are not.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path as File
+from typing import Any
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+import torch
+from torch import Tensor
+
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.files import write_beside
+from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
+from clipag_plugins.integrations.vector.paths import Group, Paint, Path
+
+# What no XML file may hold, not even escaped.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def write_svg(
+    file: File | str,
+    groups: Sequence[Group],
+    size: tuple[int, int],
+    background: Tensor | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Write a drawing to a file, which is replaced only when all is written.
+
+    Args:
+        file: where to.
+        groups: painted in order.
+        size: height and width of the canvas in pixels.
+        background: (3,), RGB in [0, 1] of a rectangle below it all; None for none.
+        facts: written into the file's description, a line each.
+
+    Raises:
+        ClipagError: a number is not finite, points do not fit their segments, or a paint is a
+            function that SVG has no word for.
+        OSError: the file cannot be written.
+    """
+    text = to_svg(groups, size, background, facts)
+    with write_beside(File(file)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_svg(
+    groups: Sequence[Group],
+    size: tuple[int, int],
+    background: Tensor | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """Return a drawing as the text of an SVG file; see `write_svg`."""
+    height, width = size
+    sides = {"width": str(width), "height": str(height)}
+    box = {**sides, "viewBox": f"0 0 {width} {height}"}
+    root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **box})
+    if facts:
+        lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
+        SubElement(root, "desc").text = _NOT_XML.sub("", lines)
+    gradients = SubElement(root, "defs")
+    if background is not None:
+        SubElement(root, "rect", {**sides, "fill": _hex(_values(background))})
+    drawing = {"fill": "none", "stroke-linecap": "round", "stroke-linejoin": "round"}
+    canvas = SubElement(root, "g", drawing)
+    for group in groups:
+        if group.paths:
+            _write_group(canvas, gradients, group)
+    if not len(gradients):
+        root.remove(gradients)
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"
+
+
+def _write_group(canvas: Element, gradients: Element, group: Group) -> None:
+    described = [_describe(path, group.shape_to_canvas) for path in group.paths]
+    fill, stroke = {}, {}
+    if group.fill is not None:
+        fill = _paint("fill", group.fill, gradients)
+        if group.use_even_odd_rule:
+            fill["fill-rule"] = "evenodd"
+    if group.stroke is not None:
+        stroke = _paint("stroke", group.stroke, gradients)
+    widths = {width for _, width in described}
+    outline = "".join(outline for outline, _ in described)
+    if len(widths) == 1 or not stroke:
+        if stroke:
+            stroke["stroke-width"] = widths.pop()
+        SubElement(canvas, "path", {"d": outline, **fill, **stroke})
+        return
+    # SVG knows one width an element. The strokes still are one shape, whose colour lies on once.
+    if fill:
+        SubElement(canvas, "path", {"d": outline, **fill})
+    one = SubElement(canvas, "g", {"opacity": stroke.pop("stroke-opacity", "1")})
+    for outline, width in described:
+        SubElement(one, "path", {"d": outline, **stroke, "stroke-width": width})
+
+
+def _describe(path: Path, shape_to_canvas: Tensor | None) -> tuple[str, str]:
+    """Return the outline of a path on the canvas, and the full width of its stroke."""
+    points = path.points.detach()
+    width = torch.as_tensor(path.stroke_width).detach()
+    if shape_to_canvas is not None:
+        matrix = shape_to_canvas.detach().to(points)[:2]
+        points = points @ matrix[:, :2].mT + matrix[:, 2]
+        width = width * torch.linalg.det(matrix[:, :2]).abs().sqrt()
+    degrees = path.num_control_points.tolist()
+    needed = sum(degrees) + len(degrees) + (not path.is_closed)
+    if len(points) != needed or not degrees:
+        raise ClipagError(
+            f"A path has {len(points)} points, but its {len(degrees)} segments need {needed}: mend "
+            "points or num_control_points."
+        )
+    corners = [f"{_number(x)} {_number(y)}" for x, y in _values(points)]
+    outline, last = f"M{corners[0]}", 0
+    for number, degree in enumerate(degrees, start=1):
+        following = [corners[(last + step) % needed] for step in range(1, degree + 2)]
+        last += degree + 1
+        # A line back to the start is what Z stands for.
+        if degree or not path.is_closed or number < len(degrees):
+            outline += f" {'LQC'[degree]}{' '.join(following)}"
+    return outline + ("Z" if path.is_closed else ""), _number(_values(width))
+
+
+def _paint(kind: str, paint: Paint, gradients: Element) -> dict[str, str]:
+    """Return the attributes for a fill or stroke; what they refer to is added to `gradients`."""
+    if isinstance(paint, Tensor):
+        *colour, alpha = _values(paint)
+        return {kind: _hex(colour), f"{kind}-opacity": _number(alpha)}
+    name = f"gradient{len(gradients)}"
+    here = {"id": name, "gradientUnits": "userSpaceOnUse"}
+    if isinstance(paint, LinearGradient):
+        (x1, y1), (x2, y2) = _values(paint.begin), _values(paint.end)
+        line = {"x1": _number(x1), "y1": _number(y1), "x2": _number(x2), "y2": _number(y2)}
+        gradient = SubElement(gradients, "linearGradient", {**here, **line})
+    elif isinstance(paint, RadialGradient):
+        # SVG has circles only: a circle of radius 1, mapped.
+        (rx, ry), (cx, cy) = _values(paint.radius.expand(2)), _values(paint.center)
+        matrix = " ".join(map(_number, (rx, 0, 0, ry, cx, cy)))
+        disc = {"cx": "0", "cy": "0", "r": "1", "gradientTransform": f"matrix({matrix})"}
+        gradient = SubElement(gradients, "radialGradient", {**here, **disc})
+    else:
+        raise ClipagError(
+            f"SVG has no word for the paint {paint!r}: paint with a colour or a gradient."
+        )
+    stops = zip(_values(paint.offsets), _values(paint.stop_colors), strict=True)
+    for offset, (*colour, alpha) in stops:
+        stop = {"stop-color": _hex(colour), "stop-opacity": _number(alpha)}
+        SubElement(gradient, "stop", {"offset": _number(offset), **stop})
+    return {kind: f"url(#{name})"}
+
+
+def _values(tensor: Tensor) -> Any:
+    """Return the numbers of a tensor, nested as it is."""
+    if not tensor.isfinite().all():
+        raise ClipagError(
+            "The drawing holds NaN or infinity: mend the input, or lower the learning rate that "
+            "led there."
+        )
+    return tensor.tolist()
+
+
+def _hex(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * min(max(c, 0), 1)):02x}" for c in colour)
+
+
+def _number(value: float) -> str:
+    return f"{value:.7g}"

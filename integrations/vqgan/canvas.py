@@ -1,0 +1,303 @@
+"""VQGAN+CLIP: the codes of a VQGAN as a canvas.
+
+Crowson et al., "VQGAN-CLIP: Open Domain Image Generation and Editing with Natural Language
+Guidance", ECCV 2022. The model is taming-transformers' own; its gradient reaches the latent past
+the choice of codes, straight through.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipag_plugins.arguments import LARGEST, SMALLEST, RunOptions, seeds_of
+from clipag_plugins.ascent import Ascent, Callback, ascend
+from clipag_plugins.base import INPUT_RESOLUTION, ClipagModel
+from clipag_plugins.canvas import Canvas
+from clipag_plugins.errors import ClipagError
+from clipag_plugins.guide import Guide, MakeViews
+from clipag_plugins.integrations.vqgan import weights
+from clipag_plugins.integrations.vqgan.cutouts import Cutouts
+from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_prompts, parse_scenes
+from clipag_plugins.pictures import from_pil, read_picture
+from clipag_plugins.sampler import starting_images
+from clipag_plugins.targets import Target, image_target, text_target
+
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a VQGAN is led best, where nobody says otherwise."""
+
+    init: str
+    rate: float
+    views: int
+
+
+GENERATE_PY = Settings("noise", 0.1, 32)  # nerdyrodent's, for the public VQGANs
+# On the embedded one, the judge of benchmarks/ named 25 % of 24 captions that no reported figure
+# uses; with the settings above, 17 %.
+EMBEDDED = Settings("gmm", 0.05, 16)
+
+
+def settings_for(model: nn.Module) -> Settings:
+    """Return the default settings of a VQGAN."""
+    return EMBEDDED if getattr(model, "name", None) == weights.EMBEDDED else GENERATE_PY
+
+
+def draw(
+    prompt: str,
+    model: ClipagModel,
+    vqgan: nn.Module,
+    *,
+    image_prompts: str = "",
+    steps: int = STEPS,
+    seed: int = 0,
+    size: tuple[int, int] = (INPUT_RESOLUTION, INPUT_RESOLUTION),
+    views: MakeViews | None = None,
+    init: str | Path | None = None,
+    rate: float | None = None,
+    change_every: int | None = None,
+    prefix: str = "",
+    truncate: bool = False,
+    precision: str = "auto",
+    max_views: int = 64,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Ascent:
+    """Draw a prompt with a VQGAN, guided by the spherical distance.
+
+    Args:
+        prompt: `text:weight:stop | … ^ …`: see `prompts`. It may be empty if there are image
+            prompts.
+        model: the CLIP that guides.
+        vqgan: as `load_vqgan` returns it.
+        image_prompts: `path:weight:stop | …`, pictures to be similar to in every scene.
+        steps: updates, over all scenes.
+        seed: the same seed gives the same picture on the same machine.
+        size: (width, height) in pixels.
+        views: what the guide looks at; by default `Cutouts`, as many as `settings_for(vqgan)`.
+        init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
+            "pixels", "gradient" or a picture: see `starting_latent`. By default what suits
+            the VQGAN.
+        rate: learning rate of Adam; by default what suits the VQGAN.
+        change_every: updates a scene, around and around; by default the steps are shared
+            out among the scenes.
+        prefix: put before every text.
+        truncate: cut texts of more than 77 tokens instead of refusing them.
+        precision, max_views: see `Guide`.
+        callbacks: called by the loop as `ascend` says; steps are counted over all scenes.
+        progress: show a progress bar a scene.
+
+    Returns:
+        The last scene's ascent, with the steps of all. Ctrl-C ends it and keeps the best so far.
+
+    Raises:
+        ClipagError: an argument is out of its range, or a file cannot be read.
+    """
+    if steps < 1 or (change_every is not None and change_every < 1):
+        raise ClipagError(f"steps is {min(steps, change_every or steps)}: choose at least 1.")
+    (seed,) = seeds_of(seed)
+    settings = settings_for(vqgan)
+    init = settings.init if init is None else init
+    rate = settings.rate if rate is None else rate
+    views = Cutouts(settings.views) if views is None else views
+    if not 0 < rate < float("inf"):
+        raise ClipagError(f"The learning rate is {rate}: choose a number above 0.")
+    scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
+    pictures = parse_prompts(image_prompts) if image_prompts else []
+    shared = [_picture_target(model, picture) for picture in pictures]
+    targets = [
+        [_text_target(model, part, prefix, truncate) for part in scene] + shared for scene in scenes
+    ]
+    start = _mixture_start(targets[0], model, size, seed) if init == "gmm" else init
+    latent = starting_latent(vqgan, size, start, seed).to(model.device)
+    canvas = VqganCanvas(vqgan.to(model.device), latent, size, rate)
+    optimizer = canvas.optimizer()  # one for all scenes: the picture goes on moving
+    done = 0
+
+    def report(step: int, images: Tensor, losses: Tensor) -> bool:
+        answers = [callback(done + step, images, losses) for callback in callbacks]
+        return any(answers)
+
+    while True:
+        scene, length = _scene(done, steps, len(targets), change_every)
+        guide = Guide(
+            model,
+            [targets[scene]],
+            views,
+            seeds=[seed + done],
+            spherical=True,
+            options=RunOptions(precision, max_views),
+        )
+        ascent = ascend(canvas, guide, length, optimizer, report, progress)
+        done += ascent.steps
+        if ascent.steps < length or done == steps:
+            return replace(ascent, steps=done)
+
+
+def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tuple[int, int]:
+    """Return the number of the scene that comes after `done` steps, and how long it lasts."""
+    if change_every is not None:
+        return done // change_every % scenes, min(change_every, steps - done)
+    ends = [steps * (number + 1) // scenes for number in range(scenes)]
+    scene = next(number for number, end in enumerate(ends) if end > done)
+    return scene, ends[scene] - done
+
+
+def _mixture_start(
+    targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
+) -> Tensor:
+    """Return the image (3, S, S) that a pixel ascent towards these targets would start from."""
+    goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
+    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0, 0]
+
+
+def _text_target(model: ClipagModel, prompt: Prompt, prefix: str, truncate: bool) -> Target:
+    text = f"{prefix} {prompt.text}".strip()
+    return replace(text_target(model, text, prompt.weight, truncate), stop=prompt.stop)
+
+
+def _picture_target(model: ClipagModel, prompt: Prompt) -> Target:
+    picture = read_picture(Path(prompt.text))
+    image = from_pil(picture, (INPUT_RESOLUTION, INPUT_RESOLUTION))
+    return replace(image_target(model, image, prompt.weight), stop=prompt.stop)
+
+
+class VqganCanvas(Canvas):
+    """Pictures that a VQGAN decodes from a latent, place by place the nearest code.
+
+    Args:
+        model: taming's `VQModel` or `GumbelVQ`, as `load_vqgan` returns it.
+        latent: (B, embed_dim, h, w), as `starting_latent` returns it.
+        size: (width, height) of the picture in pixels; by default all that the latent decodes to.
+        rate: learning rate of Adam.
+    """
+
+    def __init__(
+        self, model: nn.Module, latent: Tensor, size: tuple[int, int] | None = None,
+        rate: float = 0.1,
+    ):  # fmt: skip
+        super().__init__()
+        self.model: Any = model
+        self.latent = nn.Parameter(latent.detach().clone())
+        side = stride(model)
+        self.width, self.height = size or (latent.shape[3] * side, latent.shape[2] * side)
+        self.rate = rate
+        codes = codebook(model)
+        self.register_buffer("lowest", codes.amin(dim=0).view(1, -1, 1, 1))
+        self.register_buffer("highest", codes.amax(dim=0).view(1, -1, 1, 1))
+        self.lowest: Tensor
+        self.highest: Tensor
+
+    def render(self) -> Tensor:
+        """Return the pictures, (B, 3, height, width) in [0, 1]."""
+        codes = nearest_codes(self.latent, codebook(self.model))
+        # Straight through: forward the codes, backward as if the latent had not been changed.
+        decoded = self.model.decode(self.latent + (codes - self.latent).detach())
+        images: Tensor = _Clamp.apply((decoded + 1) / 2)
+        return images[..., : self.height, : self.width]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam on the latent."""
+        return torch.optim.Adam([self.latent], lr=self.rate)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Clamp the latent to the codebook's range, channel by channel."""
+        self.latent.clamp_(self.lowest, self.highest)
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamps to [0, 1]; a gradient that leads back inside passes, one that leads out does not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        leads_out = ((x < 0) & (gradient > 0)) | ((x > 1) & (gradient < 0))
+        return gradient.masked_fill(leads_out, 0)
+
+
+def codebook(model: nn.Module) -> Tensor:
+    """Return a VQGAN's codes, (n_embed, embed_dim)."""
+    quantize: Any = model.quantize
+    codes: Tensor = (quantize.embed if hasattr(quantize, "embed") else quantize.embedding).weight
+    return codes
+
+
+def stride(model: nn.Module) -> int:
+    """Return how many pixels a side one code stands for: the f of f8 and f16."""
+    decoder: Any = model.decoder
+    return int(2 ** (decoder.num_resolutions - 1))
+
+
+def nearest_codes(latent: Tensor, codes: Tensor) -> Tensor:
+    """Return the code nearest to each place of a latent (B, D, h, w), in the same shape."""
+    places = latent.movedim(1, -1)
+    # |z − e|² less |z|², which is the same for every code e.
+    distance = codes.pow(2).sum(dim=1) - 2 * places @ codes.T
+    return codes[distance.argmin(dim=-1)].movedim(-1, 1)
+
+
+@torch.no_grad()
+def starting_latent(
+    model: nn.Module, size: tuple[int, int], init: str | Path | Tensor = "noise", seed: int = 0
+) -> Tensor:
+    """Return a latent (1, embed_dim, h, w) that decodes to at least `size`.
+
+    Args:
+        model: as `load_vqgan` returns it.
+        size: (width, height) of the picture in pixels.
+        init: "noise" (random codes), "pixels" (a picture of random pixels), "gradient" (a random
+            gradient of colour), or a picture to start from: a path, or (3, H, W) in [0, 1].
+        seed: of all that is random.
+
+    Raises:
+        ClipagError: the size is impossible, or the picture cannot be read.
+    """
+    width, height = size
+    if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
+        raise ClipagError(
+            f"size is {width} × {height}: choose sides from {SMALLEST} to {LARGEST} pixels."
+        )
+    codes, side = codebook(model), stride(model)
+    columns, rows = -(-width // side), -(-height // side)
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(init, Tensor):
+        image = F.interpolate(init[None], (rows * side, columns * side), mode="bilinear")[0]
+    elif init == "noise":
+        chosen = torch.randint(len(codes), (1, rows, columns), generator=generator)
+        return codes[chosen.to(codes.device)].movedim(-1, 1)
+    elif init == "pixels":
+        image = torch.rand(3, rows * side, columns * side, generator=generator)
+    elif init == "gradient":
+        top, bottom = torch.rand(2, 3, 1, 1, generator=generator)
+        image = torch.lerp(top, bottom, torch.linspace(0, 1, rows * side)[:, None])
+        image = image.expand(3, -1, columns * side)
+    else:
+        image = from_pil(read_picture(Path(init)), (columns * side, rows * side))
+    return encode(model, image[None].to(codes))
+
+
+@torch.no_grad()
+def encode(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the codes (B, embed_dim, h, w) of images (B, 3, H, W) in [0, 1].
+
+    A Gumbel VQGAN's are the likeliest codes: taming's own `encode` draws them at random.
+    """
+    taming: Any = model
+    before = taming.quant_conv(taming.encoder(images * 2 - 1))
+    if hasattr(taming.quantize, "proj"):
+        likeliest = taming.quantize.proj(before).argmax(dim=1)
+        return codebook(model)[likeliest].movedim(-1, 1)
+    return nearest_codes(before, codebook(model))
