@@ -20,10 +20,10 @@ import clipag_plugins as clip
 from clipag_plugins.architecture import OpenClip
 from clipag_plugins.cli import main
 from clipag_plugins.integrations import clipstyler
+from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.integrations.clipstyler import content as contents
 from clipag_plugins.integrations.clipstyler import network as networks
 from clipag_plugins.integrations.clipstyler.network import StyleNetwork
-from clipag_plugins.integrations.clipstyler.style import Losses
 from clipag_plugins.pictures import read_picture, read_rgba
 from clipag_plugins.targets import style_target
 
