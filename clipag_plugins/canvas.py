@@ -1,4 +1,4 @@
-"""Canvases: whatever renders an image from parameters. They know nothing of CLIP."""
+"""Canvases: modules that render images from parameters. They know nothing about CLIP."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Optimizer(Protocol):
-    """What the loop asks of an optimiser: torch's all are such."""
+    """The methods of an optimiser that the loop calls; all of torch's have them."""
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
 
     def step(self) -> Any:
         """Move the parameters along their gradients."""
@@ -21,7 +21,7 @@ class Optimizer(Protocol):
 class Canvas(nn.Module, ABC):
     """Renders a batch of images from its parameters.
 
-    A subclass holds `nn.Parameter`s and defines `render`; everything else is optional.
+    A subclass holds `nn.Parameter`s and defines `render`. Everything else is optional.
     """
 
     @abstractmethod
@@ -34,13 +34,13 @@ class Canvas(nn.Module, ABC):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Bring the parameters back to where they make sense; called after every step."""
+        """Bring the parameters back into their valid range; called after every step."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the parameters whose best values `ascend` should keep, by their names.
+        """Return the parameters of which `ascend` should keep the best values, by name.
 
-        The first dimension of each runs over images. By default there are none: where the
-        image is all that is wanted, nothing is copied.
+        The first dimension of each runs over images. By default there are none, and only the
+        images themselves are kept.
         """
         return {}
 
@@ -48,16 +48,16 @@ class Canvas(nn.Module, ABC):
 class NormalizedGradient:
     """Steps of fixed L2 length along each image's own gradient direction.
 
-    The length of a gradient says how steep the similarity is, not how far to go; with
-    robust towers, steps along its direction alone give the cleanest shapes (Santurkar et
-    al., "Image Synthesis with a Single (Robust) Classifier", 2019).
+    The length of a gradient says how steep the similarity is, not how far to go. With robust
+    towers, steps along its direction alone give the cleanest shapes (Santurkar et al., "Image
+    Synthesis with a Single (Robust) Classifier", 2019).
 
-    It is no `torch.optim.Optimizer`, since the first of these in a process imports all of
-    torch's compiler, which takes longer than a picture.
+    It is not a `torch.optim.Optimizer`, because the first of these in a process imports torch's
+    whole compiler, which takes longer than drawing a picture.
 
     Args:
         params: tensors whose first dimension runs over images.
-        step_size: L2 length of a step of one image, for values in [0, 1].
+        step_size: L2 length of one image's step, for values in [0, 1].
         momentum: share of the previous direction that is kept.
     """
 
@@ -68,7 +68,7 @@ class NormalizedGradient:
         self.directions: dict[nn.Parameter, Tensor] = {}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for parameter in self.params:
             parameter.grad = None
 
@@ -118,21 +118,29 @@ class PixelCanvas(Canvas):
         self.pixels.clamp_(0, 1)
 
 
+# CLIPAG's notebook.
+NOTEBOOK_RATE = 0.0175
+NOTEBOOK_GRADIENT_NORM = 0.001
+THRESHOLD_QUANTILE = 0.95
+
+
 class ThresholdedCanvas(PixelCanvas):
     """Pixels under AdamW with a dynamic threshold: the settings of CLIPAG's notebook.
 
-    Every image is scaled so that the 0.95 quantile of |2x − 1| is at most 1 (dynamic
-    thresholding, Saharia et al. 2022), and gradients are clipped to norm 0.001.
+    Each image is scaled so that the 0.95 quantile of |2x − 1| is at most 1 (dynamic thresholding,
+    Saharia et al. 2022), and its gradient is clipped to a norm of 0.001.
     """
 
     def optimizer(self) -> Optimizer:
         """Return the notebook's AdamW."""
-        optimizer = torch.optim.AdamW([self.pixels], lr=0.0175)
+        optimizer = torch.optim.AdamW([self.pixels], lr=NOTEBOOK_RATE)
 
         def clip(*_: object) -> None:
-            # One image at a time, or a picture would depend on its neighbours.
+            # Clip each image's gradient separately: a picture must not depend on its neighbours.
             for gradient in self.pixels.grad if self.pixels.grad is not None else ():
-                gradient.mul_((0.001 / gradient.norm().clamp_min(1e-12)).clamp_max(1))
+                gradient.mul_(
+                    (NOTEBOOK_GRADIENT_NORM / gradient.norm().clamp_min(1e-12)).clamp_max(1)
+                )
 
         optimizer.register_step_pre_hook(clip)
         return optimizer
@@ -148,7 +156,8 @@ class ThresholdedCanvas(PixelCanvas):
 
 def _limit(values: Tensor) -> Tensor:
     """Return the 0.95 quantile of values (N,), or 1 if that is larger."""
-    # To sort them takes longer than all the rest of a step, and there is seldom any need.
-    if (values > 1).float().mean() < 0.04:
+    # Sorting takes longer than the rest of a step. It is needed only if some 5 % of the values are
+    # above 1; the margin of 1 % covers interpolation between neighbouring values.
+    if (values > 1).float().mean() < 1 - THRESHOLD_QUANTILE - 0.01:
         return values.new_ones(())
-    return torch.quantile(values, 0.95).clamp_min(1)
+    return torch.quantile(values, THRESHOLD_QUANTILE).clamp_min(1)

@@ -1,9 +1,9 @@
-"""Views: the random copies of an image that a guide looks at.
+"""Views: the randomly augmented copies of an image that the image tower sees.
 
-A picture that only one exact framing makes similar to the text is an adversarial example;
-one that stays similar under crops, shifts and other light is a picture. The transforms are
-kornia's, in the arrangement of CLIPAG's notebook: global views of the whole image, and
-patch views of random crops, which bring out detail.
+An image that is similar to the text in one exact framing only is an adversarial example. An image
+that stays similar under crops, shifts and changes of light is a picture. The transforms are
+kornia's, arranged as in CLIPAG's notebook: global views of the whole image, and patch views of
+random crops, which bring out detail.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from .base import resample
 
 @dataclass(frozen=True)
 class Views:
-    """How many views to take of each image, and of which kind.
+    """The number of views of each image, and their augmentations.
 
     Args:
-        global_views: copies of the whole image, shifted, rescaled and recoloured.
+        global_views: copies of the whole image, shifted, rescaled and colour-jittered.
         patch_views: random square crops.
         patch: side of a crop, as a share of the image's shorter side.
         patch_weight: weight of a patch view's loss; a global view's is 1.
         noise: standard deviation of Gaussian noise on every view.
         translate: largest shift, as a share of the side (DiffAugment: 0.125).
         scale: range of the rescaling (DiffAugment: 0.8 to 1.2).
-        brightness, contrast, saturation: strength of the recolouring.
-        cutout: side of the square that is blanked out, as a share of the side; 0 for none.
+        brightness, contrast, saturation: strengths of the colour jitter.
+        cutout: side of the square that is blanked, as a share of the image's side; 0 for none.
         perspective: how far a crop's corners move inwards, as a share of half its side: the
             `distortion_scale` of torchvision's RandomPerspective (CLIPStyler: 0.5).
     """
@@ -55,8 +55,8 @@ class Views:
 
     @cached_property
     def _transforms(self) -> tuple[list[Any], list[Any]]:
-        """What is done to global views and to patch views, in order; nothing that does nothing."""
-        import kornia.augmentation as K  # here, since it takes a second to import
+        """The transforms of global views and of patch views, in order, without those of strength 0."""
+        import kornia.augmentation as K  # takes a second to import, so only when needed
 
         jitter, pose, cut, tilt = [], [], [], []
         if self.brightness or self.contrast or self.saturation:
@@ -83,22 +83,22 @@ class Views:
             size: side of the views, the image tower's own.
 
         Returns:
-            Views (B, V, 3, size, size), and weights (V,) that sum to 1. Random numbers are
-            torch's global ones and the same for every image of the batch, so a picture does
-            not depend on its neighbours.
+            Views (B, V, 3, size, size), and weights (V,) that sum to 1. Random numbers come from
+            torch's global generator. They are the same for every image of the batch, so that a
+            picture does not depend on its neighbours.
         """
-        of_whole, of_part = self._transforms
+        global_transforms, patch_transforms = self._transforms
         views = []
         if self.global_views:
             whole = resample(images, size)[:, None].expand(-1, self.global_views, -1, -1, -1)
-            views.append(alike(of_whole, whole))
+            views.append(same_for_all_images(global_transforms, whole))
         if self.patch_views:
-            # Shrunk first so that a crop is about `size` pixels wide: cropping then needs
-            # no filter, and the full image is filtered once instead of once a view.
+            # Shrink first, so that a crop is about `size` pixels wide. Cropping then needs no
+            # filter, and the full image is filtered once instead of once for each view.
             height, width = images.shape[-2:]
             scale = min(1.0, round(size / self.patch) / min(height, width))
             source = resample(images, (round(height * scale), round(width * scale)))
-            views.append(alike(of_part, self._crops(source, size)))
+            views.append(same_for_all_images(patch_transforms, self._crops(source, size)))
         result = torch.cat(views, dim=1)
         if self.noise:
             noise = torch.randn(result.shape[1:], dtype=result.dtype)
@@ -108,7 +108,7 @@ class Views:
         return result, weights / weights.sum()
 
     def _crops(self, images: Tensor, size: int) -> Tensor:
-        """Cut random squares out of each image by sampling a grid: any number at once."""
+        """Cut random squares out of each image, all at once, by sampling a grid."""
         b, n = len(images), self.patch_views
         height, width = images.shape[-2:]
         wide, high = (self.patch * min(height, width) / side for side in (width, height))
@@ -116,27 +116,30 @@ class Views:
         pose[:, 0, 0], pose[:, 1, 1] = wide, high
         pose[:, :, 2] = (torch.rand(n, 2) * 2 - 1) * torch.tensor([1 - wide, 1 - high])
         grid = F.affine_grid(pose.to(images), [n, 3, size, size], align_corners=False)
-        # The crops of an image below one another: as one tall grid they need no copy of it.
+        # All crops of an image form one tall grid, so that the image is not copied for each.
         tall = grid.view(1, n * size, size, 2).expand(b, -1, -1, -1)
         crops = F.grid_sample(images, tall, padding_mode="border", align_corners=False)
         views: Tensor = crops.unflatten(2, (n, size)).transpose(1, 2)
         return views
 
 
-def alike(transforms: list[Any], views: Tensor) -> Tensor:
-    """Apply kornia's transforms to (B, V, 3, H, W), each view's alike for all B images."""
+def same_for_all_images(transforms: list[Any], views: Tensor) -> Tensor:
+    """Apply kornia's transforms to views (B, V, 3, H, W).
+
+    Each of the V views gets its own random numbers, which are the same for all B images.
+    """
     b, v = views.shape[:2]
     flat = views.flatten(0, 1)
     for transform in transforms:
         drawn = transform.forward_parameters(torch.Size((v, *flat.shape[1:])))
-        # All that kornia draws is one number or row a view, but for these two.
-        alike = {
+        # All that kornia draws is one number or row a view, except these two.
+        repeated = {
             key: value
             if key in ("order", "forward_input_shape")
             else value.repeat(b, *[1] * (value.ndim - 1))
             for key, value in drawn.items()
         }
-        flat = transform(flat, params=alike)
+        flat = transform(flat, params=repeated)
     views = flat.unflatten(0, (b, v))
     return views
 

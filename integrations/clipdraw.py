@@ -32,7 +32,7 @@ from clipag_plugins.integrations.vector.renderer import over, render_paths
 from clipag_plugins.pictures import from_pil, read_picture, to_pil
 from clipag_plugins.targets import prompt_targets, text_target
 from clipag_plugins.trajectory import FRAMES
-from clipag_plugins.views import alike, one_view
+from clipag_plugins.views import one_view, same_for_all_images
 
 SIDE = 224
 STEPS = 250
@@ -71,7 +71,7 @@ class Perspectives:
         source = resample(images, min(*images.shape[-2:], round(size / 0.8**0.5)))
         # What kornia brings in from outside is 0, so that white has to be.
         dark = (1 - source)[:, None].expand(-1, self.count, -1, -1, -1)
-        views = 1 - alike(_perspective_and_crop(size), dark)
+        views = 1 - same_for_all_images(_perspective_and_crop(size), dark)
         return views, images.new_full((self.count,), 1 / self.count)
 
 
