@@ -55,7 +55,7 @@ class Views:
 
     @cached_property
     def _transforms(self) -> tuple[list[Any], list[Any]]:
-        """The transforms of global views and of patch views, in order, without those of strength 0."""
+        """The transforms of global views and of patch views; those of strength 0 are left out."""
         import kornia.augmentation as K  # takes a second to import, so only when needed
 
         jitter, pose, cut, tilt = [], [], [], []
