@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clipag_plugins
-from clipag_plugins import architecture, clip, hub
+from clipag_plugins import architecture, clip, publish
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
@@ -109,7 +109,7 @@ def test_a_state_dict_keeps_its_activation(quick_gelu, tmp_path):
     same(clip.model.build_model({k: v.clone() for k, v in ours.state_dict().items()}), theirs)
     torch.save(ours.state_dict(), tmp_path / "again.pt")
     same(clip.load(str(tmp_path / "again.pt"), device="cpu")[0], theirs)
-    hub.convert(tmp_path / "again.pt", tmp_path / "converted.safetensors")
+    publish.convert(tmp_path / "again.pt", tmp_path / "converted.safetensors")
     same(clip.load(str(tmp_path / "converted.safetensors"), device="cpu")[0], theirs)
 
 

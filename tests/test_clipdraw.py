@@ -127,9 +127,9 @@ def test_the_notebooks_loop_runs_with_our_pydiffvg(tmp_path):
     [
         ({"strokes": 0}, "strokes is 0"),
         ({"strokes": 10**6}, "strokes is 1000000"),
-        ({"steps": 0}, "steps is 0"),
-        ({"size": 8}, "size is 8"),
-        ({"seed": -1}, "seed is -1"),
+        ({"steps": 0}, "`steps` is 0"),
+        ({"size": 8}, "`size` is 8"),
+        ({"seed": -1}, "`seed` is -1"),
         ({"seed": []}, "no seed"),
         ({"shapes": "dots"}, "stroke, fill, pixel"),
         ({"width": (0.0, 4.0)}, "width is 0 to 4"),

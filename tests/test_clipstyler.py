@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
+from clipag_plugins import base
 from clipag_plugins.architecture import OpenClip
 from clipag_plugins.cli import main
 from clipag_plugins.integrations import clipstyler
@@ -63,7 +64,7 @@ def test_the_loss_is_the_papers(model, photo):
         texts[text] = F.normalize(z, dim=0)
 
     def encode(image):
-        return F.normalize(model.encode_image(clip.model.normalize(image[None]))[0], dim=0)
+        return F.normalize(model.encode_image(base.normalize(image[None]))[0], dim=0)
 
     other = 1 - photo
     moved, meant = encode(other) - encode(photo), texts["a fire"] - texts["a Photo"]
@@ -110,7 +111,7 @@ def test_each_image_has_its_own_source(model, photo):
 
 def test_directions_are_not_measured_by_angles(model, photo):
     target = style_target(model, "a fire", photo)
-    with pytest.raises(clip.ClipagError, match="leave spherical out"):
+    with pytest.raises(clip.ClipagError, match="leave `spherical` out"):
         clip.Guide(model, [[target]], spherical=True)
 
 

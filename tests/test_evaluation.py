@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from benchmarks import evaluator
-from clipag_plugins import attack, mixture
+from clipag_plugins import attack, base, mixture
 from clipag_plugins.cli import main
 from clipag_plugins.evaluation import robustness
 from clipag_plugins.evaluation.folders import Picture, find_pictures, read_prompts
@@ -55,8 +55,8 @@ def test_similarity_and_r_prec_by_hand(model):
 
     right, cosines, clipscores, fifths = 0, [], [], 0
     for image, mine in zip(images, own.tolist(), strict=True):
-        z = model.encode_image((image[None] - torch.tensor(clip.model.CLIP_MEAN)[:, None, None])
-                               / torch.tensor(clip.model.CLIP_STD)[:, None, None])[0]  # fmt: skip
+        z = model.encode_image((image[None] - torch.tensor(base.CLIP_MEAN)[:, None, None])
+                               / torch.tensor(base.CLIP_STD)[:, None, None])[0]  # fmt: skip
         logits = []
         for prompt in PROMPTS:
             t = model.encode_text(clip.tokenize([prompt]))[0]
@@ -401,7 +401,7 @@ def test_alignment_with_pictures_by_hand(model, held_out):
     found = picture_alignment(model, x, captions, pictures)
     for i, text in enumerate(captions):
         given = x[i : i + 1].clone().requires_grad_(True)
-        z = F.normalize(model.encode_image(clip.model.normalize(given)), dim=-1)
+        z = F.normalize(model.encode_image(base.normalize(given)), dim=-1)
         (slope,) = torch.autograd.grad((z @ clip.text_target(model, text).embedding).sum(), given)
         cosines = [F.cosine_similarity(slope.flatten(), (p - x[i]).flatten(), 0) for p in pictures]
         others = (sum(cosines) - cosines[i]) / 3

@@ -522,8 +522,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
 @pytest.mark.parametrize(
     ("module", "arguments", "words"),
     [
-        ("corpus", ["--work", "w"], "comes by npm, apt-get and dpkg-deb"),
-        ("gmm", ["--folder", "nowhere", "--out", "o"], "nowhere"),
+        ("embedded.corpus", ["--work", "w"], "comes by npm, apt-get and dpkg-deb"),
+        ("embedded.starts", ["--folder", "nowhere", "--out", "o"], "nowhere"),
     ],
 )
 def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, words, tmp_path):

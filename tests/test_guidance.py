@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import mixture, sampler
+from clipag_plugins import base, mixture, sampler
 from clipag_plugins.canvas import NormalizedGradient, ThresholdedCanvas
 from clipag_plugins.sampler import sample
 
@@ -47,7 +47,7 @@ def test_loss_is_the_negative_similarity(model):
     losses = clip.Guide(model, [[apple], [apple, castle]], options=clip.RunOptions("float32")).loss(
         images
     )
-    z = model.encode_image(clip.model.normalize(images))
+    z = model.encode_image(base.normalize(images))
     z = torch.nn.functional.normalize(z, dim=-1)
     assert losses[0].item() == pytest.approx(-(z[0] @ apple.embedding).item(), abs=1e-5)
     both = z[1] @ apple.embedding + 0.5 * (z[1] @ castle.embedding)
@@ -263,7 +263,7 @@ def test_the_gradient_is_that_of_the_formula(model):
     losses, gradient = look(images, guide)
     torch.manual_seed(1)
     drawn, weights = views(images, model.visual.native_size)
-    z = model.encode_image(clip.model.normalize(drawn.flatten(0, 1))).unflatten(0, (2, 4))
+    z = model.encode_image(base.normalize(drawn.flatten(0, 1))).unflatten(0, (2, 4))
     goals = torch.stack([text.embedding for text in texts])
     by_hand = -(torch.cosine_similarity(z, goals[:, None], dim=2) * weights).sum(1)
     (expected,) = torch.autograd.grad(by_hand.sum(), images)
@@ -344,11 +344,11 @@ def test_bfloat16_guides_to_the_same_place(model):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"precision": "int8"}, "precision is 'int8'"), ({"max_views": 0}, "max_views is 0")],
+    [({"precision": "int8"}, "precision is 'int8'"), ({"max_views": 0}, "`max_views` is 0")],
 )
 def test_guides_that_cannot_be(model, wrong, message):
     with pytest.raises(clip.ClipagError, match=message):
-        clip.Guide(model, [[clip.text_target(model, "apple")]], **wrong)
+        clip.Guide(model, [[clip.text_target(model, "apple")]], options=clip.RunOptions(**wrong))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
@@ -367,7 +367,7 @@ def test_a_compiled_tower_guides_alike():
 def test_spherical_distance_and_its_stop(model):
     image = torch.rand(1, 3, 64, 64)
     text = clip.text_target(model, "apple")
-    z = F.normalize(model.encode_image(clip.model.normalize(image)), dim=1)
+    z = F.normalize(model.encode_image(base.normalize(image)), dim=1)
     angle = torch.arccos(z @ text.embedding)
 
     def spherical(*targets):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import clipag_plugins as clip
+from clipag_plugins import base, embedded
 from clipag_plugins.cli import main
 
 pytest.importorskip("taming")
@@ -176,7 +177,7 @@ def test_the_spherical_distance_is_half_the_squared_angle(model):
     losses = clip.Guide(model, targets, spherical=True, options=clip.RunOptions("float32")).loss(
         images
     )
-    z = F.normalize(model.encode_image(clip.model.normalize(images)), dim=-1)
+    z = F.normalize(model.encode_image(base.normalize(images)), dim=-1)
     for loss, image, wanted in zip(losses, z, targets, strict=True):
         angles = [torch.acos(image @ t.embedding) for t in wanted]
         expected = sum(t.weight * a**2 / 2 for t, a in zip(wanted, angles, strict=True))
@@ -568,8 +569,8 @@ def test_the_example(tmp_path):
 
 def test_the_embedded_one_as_taming_wants_it(tmp_path):
     write_embedded(tmp_path / "mini.ckpt")
-    back, embedded = load_vqgan(tmp_path / "mini.ckpt"), load_vqgan()
-    for key, value in embedded.state_dict().items():
+    back, inside = load_vqgan(tmp_path / "mini.ckpt"), load_vqgan()
+    for key, value in inside.state_dict().items():
         assert torch.equal(back.state_dict()[key], value)
     weights = embedded.checked_path(embedded.read_config()["vqgan"]["weights"])
     assert weights.stat().st_size < 12e6

@@ -132,7 +132,7 @@ class AestheticHead(nn.Sequential):
                 architecture.fill(layer, own, str(path))
             if not layers or self[-1].out_features != 1:
                 raise ValueError("it does not end in one number")
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (ClipagError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ClipagError(
                 f"{path} is no aesthetic predictor: download {AESTHETIC_HEAD}."
             ) from error
