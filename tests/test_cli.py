@@ -13,8 +13,8 @@ from clipag_plugins.trajectory import FRAMES, Trajectory
 FAST = ("--steps", "2", "--size", "64", "--views", "1")
 
 
-def test_a_picture_with_its_facts(run, tmp_path):
-    result = run("generate", "a red apple", *FAST, "--seed", 3, "--out", "apple.png")
+def test_a_picture_with_its_facts(run_process, tmp_path):
+    result = run_process("generate", "a red apple", *FAST, "--seed", 3, "--out", "apple.png")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "apple.png"
     picture = Image.open(tmp_path / "apple.png")

@@ -702,7 +702,7 @@ path = "SHARDS/00000.tar"
 """
 
 
-def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
+def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run_process):
     (tmp_path / "run.toml").write_text(TOML.replace("SHARDS", str(shards)))
     cfg = config.read(str(tmp_path / "run.toml"))
     result = train.train(cfg, tmp_path / "whole", torch.device("cpu"))
@@ -718,7 +718,7 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run):
         process.wait()
     *_, last = sorted(tmp_path.glob("killed/*.pt"))
     assert not (tmp_path / "killed" / "model").exists()
-    done = run("finetune", "run.toml", "--out", "killed")
+    done = run_process("finetune", "run.toml", "--out", "killed")
     assert done.returncode == 0, done.stderr
     assert re.search(r"(\d+)/6 \[", done.stderr)[1] == str(int(last.stem))  # not from the start
     assert done.stdout.strip() == "killed/model"

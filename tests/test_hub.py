@@ -542,12 +542,12 @@ def test_no_flipped_bit_gets_past_a_known_checksum(here):
 # The command line
 
 
-def test_models(run, monkeypatch):
+def test_models(run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
-    listed = run("models")
+    listed = run_process("models")
     assert listed.returncode == 0 and listed.stdout.count("embedded") == 3
-    assert "10446026" in run("models", "ViT-B/32").stdout
-    assert run("models", "nothing").returncode == 2
+    assert "10446026" in run_process("models", "ViT-B/32").stdout
+    assert run_process("models", "nothing").returncode == 2
 
 
 def test_convert(run, repository, tmp_path):

@@ -64,7 +64,7 @@ def svg(body, head=""):
 # --------------------------------------------------------------------------------- the shim
 
 
-def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
+def test_clipdraws_loop_runs_as_it_is(tmp_path, run_process):
     """The loop of kvfrans/clipdraw's notebook, in its own words where they matter."""
     script = """
         import random
@@ -121,7 +121,7 @@ def test_clipdraws_loop_runs_as_it_is(tmp_path, run):
         assert losses[-1] < losses[0], losses
     """
     (tmp_path / "loop.py").write_text(textwrap.dedent(script))
-    done = run("run", "--device", "cpu", "--pydiffvg", "ours", "loop.py")
+    done = run_process("run", "--device", "cpu", "--pydiffvg", "ours", "loop.py")
     assert done.returncode == 0, done.stderr
     said = "clipag: import pydiffvg gives clipag_plugins.integrations.pydiffvg.\n"
     assert done.stderr.count(said) == 1

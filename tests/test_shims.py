@@ -24,12 +24,12 @@ def clean():
 
 
 @pytest.fixture
-def script(tmp_path, run):
+def script(tmp_path, run_process):
     """Write a script and run it under `clipag run`."""
 
     def call(code, *arguments, options=(), name="script.py"):
         (tmp_path / name).write_text(textwrap.dedent(code), encoding="utf-8")
-        return run("run", *options, name, *arguments)
+        return run_process("run", *options, name, *arguments)
 
     return call
 
