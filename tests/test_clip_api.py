@@ -321,6 +321,7 @@ def test_openais_names_without_a_clipag():
         clip.load("RN50")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [

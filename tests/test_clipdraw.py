@@ -68,6 +68,7 @@ def test_a_drawing_with_its_facts(run, tmp_path):
     assert (pixels(strokes) - pixels(picture)).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far(interrupt, tmp_path):
     endless = ("--steps", "100000", "--no-augment", "--out", "castle.svg")
     code, says = interrupt("similarity", "draw", "a castle", *FAST, *endless)
@@ -111,6 +112,7 @@ def test_options_have_the_defaults_of_draw():
             assert options[name] == argument.default, name
 
 
+@pytest.mark.slow
 def test_the_notebooks_loop_runs_with_our_pydiffvg(tmp_path):
     example = Path(__file__).parents[1] / "examples" / "clipdraw.py"
     command = [sys.executable, str(example), "a castle", "2"]

@@ -253,6 +253,7 @@ def test_files_that_are_no_network(tmp_path):
 # Styling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [True, False], ids=["network", "pixels"])
 def test_a_photo_nears_the_style(model, photo, network):
     losses = Losses(patches=8, content_weight=0.02)
@@ -479,6 +480,7 @@ def test_the_example(tmp_path, monkeypatch):
     assert [Image.open(f"p-{name}.png").size for name in ("network", "pixels")] == [(64, 64)] * 2
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_picture(tmp_path):
     picture().save(tmp_path / "p.png")
     (tmp_path / "out.png").write_bytes(b"precious")
@@ -494,6 +496,7 @@ def test_a_kill_leaves_the_old_picture(tmp_path):
     assert (tmp_path / "out.png").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far(tmp_path, interrupt):
     picture().save(tmp_path / "p.png")
     code, error = interrupt(

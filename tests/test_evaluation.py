@@ -242,6 +242,7 @@ def test_table1_cuts_long_prompts(folder):
         assert len([*(folder / "evaluation" / label).glob("*.png")]) == 2
 
 
+@pytest.mark.slow
 def test_table2_goes_on_where_it_stopped(folder, capsys):
     (folder / "prompts.txt").write_text("a dog\na fox\na snail\n")
     command = ["eval", "table2", "--prompts", "prompts.txt", "--judge", "clip-mini", "--steps",
@@ -315,6 +316,7 @@ def labelled(model, count=100):
         return classifier, images, classifier(images).argmax(1)
 
 
+@pytest.mark.slow
 def test_pgd_does_as_much_as_torchattacks(model):
     torchattacks = pytest.importorskip("torchattacks", reason="`make test` installs it")
     classifier, images, labels = labelled(model, 100)
@@ -326,6 +328,7 @@ def test_pgd_does_as_much_as_torchattacks(model):
     assert abs(ours - theirs) <= 0.01
 
 
+@pytest.mark.slow
 def test_autoattack_is_no_weaker_than_pgd(vanilla):
     classifier, images, labels = labelled(vanilla, 8)
     threat = attack.Linf(8 / 255, 1, 2 / 255)
@@ -355,6 +358,7 @@ def test_robustness_of_a_folder(folder, capsys):
     assert [row["pictures"] for row in report["columns"]["clip-mini"]] == [3, 3]
 
 
+@pytest.mark.slow
 def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanilla, held_out):
     """By real pictures: no judge takes part that could share a model's mistakes."""
     captions, pictures = held_out
@@ -367,6 +371,7 @@ def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanil
     assert 0 < scores[0] < scores[1] < scores[2]
 
 
+@pytest.mark.slow
 def test_the_pag_score_of_a_folder(folder, model, vanilla, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (folder / "drawn" / "99.png").write_bytes(b"none")
@@ -408,6 +413,7 @@ def test_alignment_with_pictures_by_hand(model, held_out):
         assert found[i].item() == pytest.approx(100 * (cosines[i] - others).item(), abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_judge_sees_more_of_the_text_along_a_robust_models_gradient(model, vanilla):
     """The judge is of another architecture, and had no part in training either model."""
     judge = evaluator.load()

@@ -275,6 +275,8 @@ def two_processes(shards, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("two_processes")  # one worker makes their fixture
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_give_the_gradient_of_the_large_batch(shard, two_processes):
     found = torch.load(two_processes / f"shard-{shard}.pt")
@@ -282,6 +284,8 @@ def test_two_processes_give_the_gradient_of_the_large_batch(shard, two_processes
         assert_same_gradient(gradient, plain_gradient(kind, THREAT[norm], clean_weight, shard))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("two_processes")  # one worker makes their fixture
 def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
     resume_at_two(two_processes, "shared", "alone")
     train.train(short_run(shards), two_processes / "alone", torch.device("cpu"))
@@ -297,6 +301,8 @@ def test_a_sharded_run_goes_on_with_shares_or_alone(two_processes, shards):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("two_processes")  # one worker makes their fixture
 def test_two_processes_train_a_vit_with_copies_or_shares_as_one_does(two_processes, shards):
     train.train(vit_run(shards), two_processes / "vit-alone", torch.device("cpu"))
     alone, copies, shares = (
@@ -519,6 +525,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
             config.check_processes(config.read("mini", changes), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "words"),
     [
@@ -536,6 +543,7 @@ def test_a_stage_that_cannot_be_run_says_so_in_one_sentence(module, arguments, w
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_ends_make_weights_without_a_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "clipag_plugins.finetune.embedded", "--work", "w", "--out", "o"],
@@ -702,6 +710,7 @@ path = "SHARDS/00000.tar"
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run_process):
     (tmp_path / "run.toml").write_text(TOML.replace("SHARDS", str(shards)))
     cfg = config.read(str(tmp_path / "run.toml"))
@@ -738,6 +747,7 @@ def test_a_killed_run_goes_on_as_if_never_stopped(shards, tmp_path, run_process)
         train.train(other, tmp_path / "whole", torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_saves_its_last_update(shards, tmp_path):
     changes = {"steps = 6": "steps = 10000", "save_every = 1": "save_every = 10000\nworkers = 2",
                "picture_every = 6": "evaluate_every = 1"}  # fmt: skip
@@ -817,6 +827,7 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2}
     # A name of the package's lends no licence and no threat model.
@@ -830,6 +841,7 @@ def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # one update is 1e-3
 
 
+@pytest.mark.slow
 def test_an_architecture_of_open_clip_is_built(tmp_path):
     model = train.build(config.Config(model="RN50-quickgelu"))
     assert model.visual.native_size == 224

@@ -111,6 +111,7 @@ def test_guides_with_seeds_leave_the_global_generator_alone(model):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_bfloat16_guides_to_the_same_place(model):
     texts = ("red apple", "castle", "rocket", "panda", "bus", "mushroom", "tomato", "eagle")
     targets = [[clip.text_target(model, text)] for text in texts]

@@ -152,6 +152,7 @@ def test_a_model_made_by_openais_constructor_is_saved(tmp_path):
 # The Hub
 
 
+@pytest.mark.slow
 def test_pull_and_load(environment, server, tmp_path):
     result = pull(environment)
     assert result.returncode == 0, result.stderr
@@ -178,6 +179,7 @@ def test_a_slow_server_and_a_revision(here, repository):
     same(ours, clip.load_model(repository))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(environment):
     command = [sys.executable, "-m", "clipag_plugins", "pull", "chs20/robust"]
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
@@ -189,7 +191,8 @@ def test_two_processes_at_once(environment):
     ("fault", "says"),
     [("401", "HF_TOKEN"), ("403", "gated"), ("404", "no repository"), ("503", "answers 503")],
 )
-def test_errors_of_the_hub(here, fault, says):
+def test_errors_of_the_hub(here, fault, says, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it retries
     here.fault = fault
     with pytest.raises(clip.ClipagError, match=says):
         clip.load_model("chs20/robust")
@@ -208,6 +211,7 @@ def test_other_things_that_are_not_there(here, server):
         clip.load_model("chs20/robust")
 
 
+@pytest.mark.slow
 def test_a_token_is_sent(environment, server):
     server.token = "hf_secret"
     assert pull(environment, HF_TOKEN="hf_secret").returncode == 0
@@ -215,6 +219,7 @@ def test_a_token_is_sent(environment, server):
     assert result.returncode == 2 and "hf_" not in result.stderr
 
 
+@pytest.mark.slow
 def test_no_network(environment, server):
     result = pull(environment, HF_HUB_OFFLINE="1")
     assert result.returncode == 2 and server.seen == []
@@ -222,6 +227,7 @@ def test_no_network(environment, server):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_is_not_there(environment):
     result = pull(environment, HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 2 and "cannot be reached (ConnectError)" in result.stderr
@@ -311,6 +317,7 @@ def test_zenodo_resumes_what_another_process_left(record, tmp_path):
     assert record.seen[-1][2] == "bytes=5000-"
 
 
+@pytest.mark.slow
 def test_zenodo_for_two_processes_at_once(record, tmp_path):
     record.fault = "slow"
     code = "from clipag_plugins import download, hub; import sys; download.ZENODO = sys.argv[1]; "
@@ -499,6 +506,7 @@ def mutate(data, dice):
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and says so often
 def test_two_thousand_mutated_files(tmp_path):
     """Each is refused with our error, or is a model with every weight finite; none crashes."""
@@ -542,6 +550,7 @@ def test_no_flipped_bit_gets_past_a_known_checksum(here):
 # The command line
 
 
+@pytest.mark.slow
 def test_models(run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
     listed = run_process("models")

@@ -64,6 +64,7 @@ def svg(body, head=""):
 # --------------------------------------------------------------------------------- the shim
 
 
+@pytest.mark.slow
 def test_clipdraws_loop_runs_as_it_is(tmp_path, run_process):
     """The loop of kvfrans/clipdraw's notebook, in its own words where they matter."""
     script = """

@@ -114,6 +114,7 @@ def random_scene(side=SIDE):
     return scene
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_resvg():
     scenes = [random_scene() for _ in range(200)]
     drawn = over(render(scenes, (SIDE, SIDE)), WHITE)

@@ -47,6 +47,7 @@ def test_a_picture_does_not_depend_on_its_batch(model64):
     assert np.abs(np.asarray(batch[3], int) - alone).max() > 1
 
 
+@pytest.mark.slow
 def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
     texts = ["red apple", "castle", "frog"]
     options = {"steps": 2, "size": 48, "options": QUIET}

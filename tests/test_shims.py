@@ -249,6 +249,7 @@ TAMING = """
 """
 
 
+@pytest.mark.slow
 def test_taming_with_todays_torch_and_lightning(script):
     pytest.importorskip("taming")
     pytest.importorskip("pytorch_lightning")
@@ -261,6 +262,7 @@ def test_taming_with_todays_torch_and_lightning(script):
 # --- clip ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_import_of_clip_is_ours(script):
     result = script(
         """
@@ -298,6 +300,7 @@ def test_openais_names_are_known(capsys):
     assert clip.available_models() == before and "ViT-B/16" not in clip._MODELS
 
 
+@pytest.mark.slow
 def test_the_model_is_the_users_choice(script, tmp_path):
     code = """
         import sys, clip
@@ -405,6 +408,7 @@ def test_uninstall_takes_all_back():
 # --- clipag run ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_script_finds_what_python_would_give_it(script, tmp_path):
     (tmp_path / "beside.py").write_text("here = 1")
     result = script(
@@ -421,6 +425,7 @@ def test_a_script_finds_what_python_would_give_it(script, tmp_path):
     assert result.stdout == f"__main__ {arguments} {tmp_path.resolve()}\n"
 
 
+@pytest.mark.slow
 def test_a_script_fails_as_it_would_under_python(script):
     result = script("import sys\n\ndef f():\n    raise KeyError('lost')\n\nf()")
     assert result.returncode == 1
@@ -431,6 +436,7 @@ def test_a_script_fails_as_it_would_under_python(script):
     assert script("import sys; sys.exit('words')").stderr == "words\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_missing_gpu_is_explained(script):
     result = script("import torch; torch.zeros(2).cuda()")
@@ -443,6 +449,7 @@ def notebook(*cells):
     return json.dumps({"cells": [{"cell_type": "code", "source": cell} for cell in cells]})
 
 
+@pytest.mark.slow
 def test_a_notebook(script):
     cells = [
         "!pip install clip\n%cd /content\nimport not_there",

@@ -48,6 +48,7 @@ def test_noise_is_new_at_every_call_and_repeats_from_the_seed(vanilla):
     assert not torch.allclose(first, other.encode_image(x))
 
 
+@pytest.mark.slow
 def test_it_stands_in_for_a_model_and_leaves_it_alone(vanilla):
     tower = vanilla.visual
     smoothed = clip.smooth(vanilla, 0.1, 2)

@@ -256,6 +256,7 @@ def test_a_story_in_scenes(model, tiny):
     assert [x < 0 for _, x in seen] == [False] * 4 + [True] * 4 + [False] * 2
 
 
+@pytest.mark.slow
 def test_it_comes_nearer_and_again_the_same(model, tiny):
     reached = []
 
@@ -468,6 +469,7 @@ def test_nobody_else_sees_our_taming():
     assert not any(name.startswith("pytorch_lightning") for name in set(sys.modules) - set(before))
 
 
+@pytest.mark.slow
 def test_without_taming(tmp_path):
     code = """
 import sys
@@ -557,6 +559,7 @@ def test_at_once_and_offline(tmp_path, monkeypatch):
     assert picture.size == (64, 64) and picture.text["vqgan"] == "vqgan-mini"
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path):
     example = Path(__file__).parent.parent / "examples" / "vqgan_clip.py"
     assert len(example.read_text().splitlines()) < 60
@@ -588,6 +591,7 @@ def test_the_embedded_one_knows_pictures():
     assert (back - image).pow(2).mean() < 0.2 * (best - image).pow(2).mean()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best(interrupt, tmp_path):
     pair(tmp_path)
     small = ("--size", "32", "--views", "2", "--vqgan", "m.ckpt", "--out", "frog.png")

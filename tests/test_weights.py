@@ -23,6 +23,7 @@ def vit(tmp_path_factory):
     return model.eval(), path
 
 
+@pytest.mark.slow
 def test_open_clip_file_gives_open_clips_numbers(vit):
     original, path = vit
     model = clip.load_model(path)
@@ -31,6 +32,7 @@ def test_open_clip_file_gives_open_clips_numbers(vit):
     assert torch.allclose(model.encode_text(text), original.encode_text(text), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_checkpoint_as_pt(vit, tmp_path):
     original, _ = vit
     state = {f"module.{key}": value for key, value in original.state_dict().items()}
@@ -62,6 +64,7 @@ def test_model_to_be_fetched_says_from_where(monkeypatch, tmp_path):
         clip.load_model("ViT-B/32")
 
 
+@pytest.mark.slow
 def test_truncated_file(vit, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(vit[1].read_bytes()[:100_000])
@@ -76,6 +79,7 @@ def test_other_architecture(tmp_path):
         clip.load_model(path)
 
 
+@pytest.mark.slow
 def test_wrong_shape_and_nan(vit, tmp_path):
     state = load_file(vit[1])
     path = tmp_path / "changed.safetensors"
@@ -101,6 +105,7 @@ def test_pickled_code_is_not_run(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_embedded_weights_is_noticed(tmp_path):
     package = Path(clip.__file__).parent
     shutil.copytree(package, tmp_path / "clipag_plugins")
