@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -20,6 +19,7 @@ from .commands import (
     vqgan,
     weights,
 )
+from .commands.messages import as_options
 from .errors import INTERRUPTED, ClipagError
 
 
@@ -37,14 +37,6 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _as_options(message: str, options: argparse.Namespace) -> str:
-    """Replace the argument names that a library error has in backticks by the command's options."""
-    option_names = {name: f"--{name.replace('_', '-')}" for name in vars(options)}
-    # Where a command's option is not called like the argument, the command says so.
-    option_names |= getattr(options, "option_names", {})
-    return re.sub(r"`(\w+)`", lambda match: option_names.get(match[1], match[1]), message)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 2 for bad input, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -55,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except ClipagError as error:
-        print(f"clipag: {_as_options(str(error), options)}", file=sys.stderr)
+        print(f"clipag: {as_options(str(error), options)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader has gone (`clipag models | head`): let the last flush go nowhere.

@@ -6,3 +6,6 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 # Randomized smoothing, for pixels in [0, 1]; chosen by benchmarks/pag.py.
 SIGMA, SAMPLES = 1.0, 32
+
+# The attacks of `clipag eval robustness`.
+ATTACKS = ("clean", "pgd", "autoattack")

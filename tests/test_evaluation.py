@@ -15,6 +15,7 @@ import clipag_plugins as clip
 from benchmarks import evaluator
 from clipag_plugins import attack, base, mixture
 from clipag_plugins.cli import main
+from clipag_plugins.defaults import ATTACKS
 from clipag_plugins.evaluation import robustness
 from clipag_plugins.evaluation.folders import Picture, find_pictures, read_prompts
 from clipag_plugins.evaluation.judges import (
@@ -153,7 +154,7 @@ def test_captions_of_coco(tmp_path):
     some = read_prompts(tmp_path / "captions.json", 5, seed=1)
     assert len(set(some)) == 5 and set(some) < set(every)
     assert some == read_prompts(tmp_path / "captions.json", 5, seed=1)
-    with pytest.raises(clip.ClipagError, match="count is 21"):
+    with pytest.raises(clip.ClipagError, match="`count` is 21"):
         read_prompts(tmp_path / "captions.json", 21)
 
 
@@ -321,7 +322,7 @@ def test_pgd_does_as_much_as_torchattacks(model):
     torchattacks = pytest.importorskip("torchattacks", reason="`make test` installs it")
     classifier, images, labels = labelled(model, 100)
     threat = attack.Linf(4 / 255, 10, 1 / 255)
-    ours = robustness.correct(classifier, images, labels, "pgd", threat).float().mean()
+    ours = robustness.correct_under_attack(classifier, images, labels, "pgd", threat).float().mean()
     theirs = torchattacks.PGD(classifier, eps=4 / 255, alpha=1 / 255, steps=10)(images, labels)
     theirs = (classifier(theirs).argmax(1) == labels).float().mean()
     assert 0.05 < theirs < 0.95
@@ -333,13 +334,14 @@ def test_autoattack_is_no_weaker_than_pgd(vanilla):
     classifier, images, labels = labelled(vanilla, 8)
     threat = attack.Linf(8 / 255, 1, 2 / 255)
     clean, pgd, auto = (
-        robustness.correct(classifier, images, labels, name, threat) for name in robustness.ATTACKS
+        robustness.correct_under_attack(classifier, images, labels, name, threat)
+        for name in ATTACKS
     )
     assert clean.all()
     assert auto.sum() <= pgd.sum() < 8
-    with pytest.raises(clip.ClipagError, match="at least 4 classes: here are 2"):
+    with pytest.raises(clip.ClipagError, match="at least 4 classes, and there are 2"):
         few = robustness.ZeroShot(vanilla, PROMPTS[:2])
-        robustness.correct(few, images, labels.clamp(max=1), "autoattack", threat)
+        robustness.correct_under_attack(few, images, labels.clamp(max=1), "autoattack", threat)
 
 
 def test_robustness_of_a_folder(folder, capsys):

@@ -1,6 +1,8 @@
-"""How well pictures show their prompts: the paper's measures, by judges that did not guide.
+"""Evaluation: how well pictures show their prompts, and how robust and aligned models are.
 
-Similarity and R-Prec by any CLIP, CLIPScore, the LAION aesthetic score and its pairwise
-preference (Ganz & Elad, WACV 2024, Table 1), Inception Score and FID (Table 2), and LPIPS, the
-last three by torchmetrics. Figures that are not a mean over pictures have no confidence interval.
+`tables` measures folders of pictures and makes the paper's Tables 1 and 2 (Ganz & Elad, WACV 2024):
+similarity, CLIPScore and R-Prec by any CLIP, the LAION aesthetic score and preference, Inception
+Score, FID and LPIPS. `robustness` measures zero-shot accuracy under attack, `alignment` the PAG
+score. Each returns a `report.Report`. What cannot be measured becomes a note of the report, and the
+rest is still measured.
 """

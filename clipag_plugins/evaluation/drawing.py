@@ -1,4 +1,4 @@
-"""Draw many prompts into a folder, and go on where that was stopped."""
+"""Draw many prompts into a folder, and resume where an interrupted run stopped."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,45 +10,52 @@ from ..ascent import Ascent
 from ..errors import ClipagError
 from ..files import write_beside
 from ..pictures import save_png, to_pil
-from .sharing import shard, wait_for_all
+from .sharing import rank_and_world_size, wait_for_all
+
+
+def picture_path(folder: Path, number: int) -> Path:
+    """Return where `draw_missing` writes the picture of the prompt with this number."""
+    return folder / f"{number:05}.png"
 
 
 def draw_missing(
     draw: Callable[[list[str]], Ascent],
     prompts: Sequence[str],
     folder: Path,
-    facts: Mapping[str, object],
+    metadata: Mapping[str, object],
     batch: int,
 ) -> None:
-    """Draw the prompts that have no picture in a folder yet, as 00000.png and so on.
+    """Draw the prompts that have no picture in a folder yet, as 00000.png, 00001.png, …
 
-    What was drawn stays when this is stopped, and is not drawn again. Under torchrun each
-    process draws its share, and all wait for the last.
+    An interrupted call leaves the finished pictures; the next call draws the others. Under torchrun
+    each process draws its share and waits for the last process.
 
     Args:
-        draw: makes the pictures of a batch of prompts.
-        prompts: all of them.
-        folder: made if need be; its settings.json says what `facts` its pictures have in common.
-        facts: such as model, seed and steps; each picture carries them, and its prompt.
+        draw: draws a batch of prompts.
+        prompts: all prompts.
+        folder: where the pictures go; it is made if it is missing. Its settings.json records
+            `metadata` and the prompts.
+        metadata: what the pictures have in common, such as model, seed and steps. Each picture
+            carries it together with its prompt.
         batch: prompts that are drawn at once.
 
     Raises:
-        ClipagError: the folder has pictures that were drawn with other facts or prompts.
-        KeyboardInterrupt: an ascent was ended by Ctrl-C.
+        ClipagError: the folder has pictures with other metadata or prompts.
+        KeyboardInterrupt: Ctrl-C ended an ascent.
     """
-    rank, world = shard()
-    settings = json.dumps({**facts, "prompts": list(prompts)}, indent=1, default=str)
-    lock = folder / "settings.json"
+    rank, world_size = rank_and_world_size()
+    settings = json.dumps({**metadata, "prompts": list(prompts)}, indent=1, default=str)
+    settings_file = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if lock.exists() and lock.read_text(encoding="utf-8") != settings:
+    if settings_file.exists() and settings_file.read_text(encoding="utf-8") != settings:
         raise ClipagError(
             f"The pictures in {folder} were drawn with other settings or prompts: name another "
             "folder, or remove it."
         )
-    with write_beside(lock) as temporary:
+    with write_beside(settings_file) as temporary:
         temporary.write_text(settings, encoding="utf-8")
-    mine = [i for i in range(len(prompts)) if i % world == rank]
-    missing = [i for i in mine if not (folder / f"{i:05}.png").exists()]
+    share = range(rank, len(prompts), world_size)
+    missing = [i for i in share if not picture_path(folder, i).exists()]
     for first in tqdm(
         range(0, len(missing), batch), desc=folder.name, unit="batch", disable=rank > 0
     ):
@@ -57,6 +64,6 @@ def draw_missing(
         if ascent.interrupted:
             raise KeyboardInterrupt
         for i, image in zip(numbers, ascent.images, strict=True):
-            own = {"prompt": prompts[i], **facts, "Software": "clipag-plugins"}
-            save_png(to_pil(image), folder / f"{i:05}.png", own)
+            chunks = {"prompt": prompts[i], **metadata, "Software": "clipag-plugins"}
+            save_png(to_pil(image), picture_path(folder, i), chunks)
     wait_for_all()

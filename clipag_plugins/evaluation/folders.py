@@ -16,26 +16,54 @@ from ..errors import ClipagError
 from ..files import slug
 from ..pictures import read_picture, read_square
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BATCH = 32
+BAR_FROM = 1000  # pictures of a folder from which on reading them shows a progress bar
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to judge, the number of its prompt, and the facts that its file carries."""
+    """A picture to judge.
+
+    Attributes:
+        path: its file.
+        prompt: the index of its prompt.
+        metadata: the text that its file carries, such as the model that guided.
+    """
 
     path: Path
     prompt: int
-    facts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """The picture files of a folder, sorted by name, with numbers in names sorted by value.
+
+    Attributes:
+        metadata: the text that each file carries; None for a file that cannot be read.
+        problems: a sentence for each file that cannot be read, and one with their number.
+    """
+
+    metadata: Mapping[Path, Mapping[str, str] | None]
+    problems: Sequence[str]
+
+    @property
+    def readable(self) -> list[Path]:
+        """The files that can be read."""
+        return [path for path, metadata in self.metadata.items() if metadata is not None]
 
 
 def read_prompts(path: Path, count: int | None = None, seed: int = 0) -> list[str]:
-    """Read prompts: one a line, or the captions of a COCO annotations file (.json).
+    """Read prompts: one on each line, or the captions of a COCO annotations file (.json).
 
-    With a `count`, only so many of them, drawn at random by the seed.
+    Args:
+        path: the file.
+        count: draw this many of the prompts at random; None for all in their order.
+        seed: of the random choice.
 
     Raises:
-        ClipagError: there is no such file, no prompt in it, or fewer than `count`.
+        ClipagError: the file cannot be read, has no prompt, or has fewer than `count`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -55,92 +83,100 @@ def read_prompts(path: Path, count: int | None = None, seed: int = 0) -> list[st
     if count is None:
         return prompts
     if not 1 <= count <= len(prompts):
-        raise ClipagError(f"count is {count}, but {path} has {len(prompts)} prompts.")
+        raise ClipagError(f"`count` is {count}, but {path} has {len(prompts)} prompts.")
     return random.Random(seed).sample(prompts, count)
 
 
-def readable(folder: Path) -> tuple[dict[Path, dict[str, str] | None], list[str]]:
-    """Return a folder's pictures with the facts that each file carries, and what is amiss.
-
-    They are sorted by name, numbers in them by their value. A picture that cannot be read has
-    None for its facts, and there is a sentence for it.
+def read_folder(folder: Path) -> FolderContents:
+    """Try to read every picture of a folder.
 
     Raises:
-        ClipagError: there is no picture, or none that can be read.
+        ClipagError: the folder has no picture, or none that can be read.
     """
     if not folder.is_dir():
         raise ClipagError(f"There is no folder {folder}: name one with pictures.")
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ClipagError(f"There is no picture in {folder}.")
-    found: dict[Path, dict[str, str] | None] = {}
-    skipped = []
-    bar = tqdm(sorted(paths, key=_natural), desc="reading", disable=len(paths) < 1000)
+    metadata: dict[Path, dict[str, str] | None] = {}
+    problems = []
+    bar = tqdm(sorted(paths, key=_by_value), desc="reading", disable=len(paths) < BAR_FROM)
     for path in bar:
         try:
             read_picture(path)
         except ClipagError as error:
-            skipped.append(f"Skipped: {error}")
-            found[path] = None
+            problems.append(f"Skipped: {error}")
+            metadata[path] = None
             continue
         with Image.open(path) as file:
-            info = {str(k): v for k, v in file.info.items()}
-        found[path] = {k: v for k, v in info.items() if isinstance(v, str)}
-    if len(skipped) == len(paths):
+            metadata[path] = {str(k): v for k, v in file.info.items() if isinstance(v, str)}
+    if len(problems) == len(paths):
         raise ClipagError(f"None of the {len(paths)} pictures in {folder} can be read.")
-    if skipped:
-        skipped.append(f"{folder}: {len(skipped)} of {len(paths)} pictures were skipped.")
-    return found, skipped
+    if problems:
+        problems.append(f"{folder}: {len(problems)} of {len(paths)} pictures were skipped.")
+    return FolderContents(metadata, problems)
 
 
 def find_pictures(folder: Path, prompts: Sequence[str]) -> tuple[list[Picture], list[str]]:
-    """Return the pictures of a folder with their prompts, and what `readable` finds amiss.
+    """Return the pictures of a folder with their prompts, and the problems of reading them.
 
-    A picture of this package carries its prompt; others are called after theirs. Where none
-    says its own, they come in the order of their prompts, unreadable ones included.
+    A picture of this package carries its prompt; others may be named after theirs. If no picture
+    tells its prompt, they are taken to be sorted in the order of the prompts; an unreadable picture
+    then takes its prompt too.
 
     Raises:
-        ClipagError: there is no picture, or it cannot be told which prompt is whose.
+        ClipagError: there is no picture, or the prompt of a picture cannot be determined.
     """
-    found, skipped = readable(folder)
-    number = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
-    slugs = {slug(prompt): i for prompt, i in number.items()}
-
-    def of(path: Path, facts: Mapping[str, str]) -> int | None:
-        without_seed = re.sub(r"-\d+$", "", path.stem)
-        for known, name in (
-            (number, facts.get("prompt", "")),
-            (number, path.stem),
-            (slugs, slug(without_seed)),
-        ):
-            if name in known:
-                return known[name]
-        return None
-
-    numbers = [of(path, facts or {}) for path, facts in found.items()]
-    if all(mine is None for mine in numbers):
-        if len(prompts) < len(found):
+    contents = read_folder(folder)
+    # Of equal prompts, the first.
+    by_text = {prompt: i for i, prompt in reversed(list(enumerate(prompts)))}
+    by_slug = {slug(prompt): i for prompt, i in by_text.items()}
+    indices = [
+        _prompt_index(path, metadata or {}, by_text, by_slug)
+        for path, metadata in contents.metadata.items()
+    ]
+    if all(index is None for index in indices):
+        if len(prompts) < len(indices):
             raise ClipagError(
-                f"There are {len(prompts)} prompts for the {len(found)} pictures of {folder}, none "
-                "of which says its own: give a line for each, in the order of their names."
+                f"There are {len(prompts)} prompts for the {len(indices)} pictures of {folder}, "
+                "none of which tells its prompt: give a line for each, in the order of their names."
             )
-        numbers = list(range(len(found)))
+        indices = list(range(len(indices)))
     pictures = []
-    for (path, facts), mine in zip(found.items(), numbers, strict=True):
-        if facts is None:
+    for (path, metadata), index in zip(contents.metadata.items(), indices, strict=True):
+        if metadata is None:
             continue
-        if mine is None:
+        if index is None:
             raise ClipagError(f"{path} shows none of the prompts, while others in {folder} do.")
-        pictures.append(Picture(path, mine, facts))
-    return pictures, skipped
+        pictures.append(Picture(path, index, metadata))
+    return pictures, list(contents.problems)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _prompt_index(
+    path: Path,
+    metadata: Mapping[str, str],
+    by_text: Mapping[str, int],
+    by_slug: Mapping[str, int],
+) -> int | None:
+    """Return the index of the prompt that a picture carries or is named after."""
+    without_seed = re.sub(r"-\d+$", "", path.stem)
+    for index in (
+        by_text.get(metadata.get("prompt", "")),
+        by_text.get(path.stem),
+        by_slug.get(slug(without_seed)),
+    ):
+        if index is not None:
+            return index
+    return None
+
+
+def _by_value(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts 9.png before 10.png."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def batches(paths: Sequence[Path], side: int, size: int = BATCH) -> Iterator[Tensor]:
-    """Yield pictures as images (≤ size, 3, side, side) in [0, 1]."""
+    """Yield pictures as batches of images (≤ size, 3, side, side) in [0, 1]."""
     for first in range(0, len(paths), size):
         yield torch.stack([read_square(path, side) for path in paths[first : first + size]])

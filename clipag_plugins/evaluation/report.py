@@ -1,4 +1,4 @@
-"""Figures with confidence intervals, and tables of them."""
+"""Measurements with confidence intervals, and tables of them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -7,15 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import library
+from ..errors import ClipagError, library
 from ..files import write_beside, write_json
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 
 
 @dataclass(frozen=True)
-class Row:
-    """A figure of a table: its mean over `pictures`, and the bootstrap's 95 % interval."""
+class Measurement:
+    """A cell of a table.
+
+    Attributes:
+        metric: what was measured.
+        judge: the model or the setting that it was measured with.
+        value: the mean over the pictures, or a figure of the whole set such as FID.
+        low: lower end of the 95 % bootstrap interval, or None without an interval.
+        high: its upper end, or None.
+        pictures: number of pictures.
+    """
 
     metric: str
     judge: str
@@ -33,65 +42,86 @@ class Row:
 
 @dataclass
 class Report:
-    """What was measured, a column for each set of pictures; and what was not, and why."""
+    """A table: a column of measurements for each set of pictures or model.
 
-    columns: dict[str, list[Row]] = field(default_factory=dict)
+    Attributes:
+        columns: the measurements under the name of their set or model.
+        notes: a sentence for everything that could not be read or measured.
+    """
+
+    columns: dict[str, list[Measurement]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def not_measured(self, what: str, error: ClipagError) -> None:
+        """Add the note that something could not be measured."""
+        self.notes.append(f"Not measured, {what}: {error}")
+
+    def require_measurements(self) -> None:
+        """Raise ClipagError if nothing could be measured."""
+        if not any(self.columns.values()):
+            raise ClipagError("Nothing could be measured. " + " ".join(self.notes))
+
     def write(self, folder: Path, name: str) -> None:
-        """Write {name}.json and the table {name}.md to a folder, which is made if need be."""
+        """Write {name}.json and the table {name}.md to a folder, which is made if it is missing."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{name}.json", asdict(self))
         with write_beside(folder / f"{name}.md") as temporary:
             temporary.write_text(self.table() + "\n", encoding="utf-8")
 
     def table(self) -> str:
-        """Return a Markdown table, a line for each metric and judge, and the notes below it."""
-        found = {(r.metric, r.judge): "" for rows in self.columns.values() for r in rows}
+        """Return a Markdown table, a line for each metric and judge, followed by the notes."""
         lines = [f"| metric | judge | {' | '.join(self.columns)} |"]
         lines.append("|---" * (2 + len(self.columns)) + "|")
-        for metric, judge in found:
-            cells = []
-            for rows in self.columns.values():
-                mine = [str(r) for r in rows if (r.metric, r.judge) == (metric, judge)]
-                cells.append(mine[0] if mine else "–")
+        # A dict keeps the order and drops repetitions.
+        keys = dict.fromkeys(
+            (cell.metric, cell.judge) for column in self.columns.values() for cell in column
+        )
+        for metric, judge in keys:
+            cells = [
+                next((str(c) for c in column if (c.metric, c.judge) == (metric, judge)), "–")
+                for column in self.columns.values()
+            ]
             lines.append(f"| {metric} | {judge} | {' | '.join(cells)} |")
         return "\n".join([*lines, *(f"\n*{note}*" for note in self.notes)])
 
 
-def mean(metric: str, judge: str, values: Tensor) -> Row:
-    """Return a mean with the bootstrap's percentile interval: none for a single value.
+def mean(metric: str, judge: str, values: Tensor) -> Measurement:
+    """Return the mean of values (N,) with its percentile bootstrap interval; for N = 1, without.
 
     Raises:
         ClipagError: scipy is not installed.
     """
     low = high = None
     if len(values) > 1:
-        found = library("scipy.stats", "eval").bootstrap(
+        result = library("scipy.stats", "eval").bootstrap(
             (values.double().numpy(),),
-            _mean,
+            _mean_over_axis,
             n_resamples=RESAMPLES,
             confidence_level=CONFIDENCE,
             method="percentile",
             batch=50,
             rng=0,
         )
-        low, high = map(float, found.confidence_interval)
-    return Row(metric, judge, values.double().mean().item(), low, high, len(values))
+        low, high = map(float, result.confidence_interval)
+    return Measurement(metric, judge, values.double().mean().item(), low, high, len(values))
 
 
-def _mean(values: Any, axis: int) -> Any:
+def _mean_over_axis(values: Any, axis: int) -> Any:
     return values.mean(axis=axis)
 
 
-def compared(metric: str, judge: str, scores: Mapping[str, Tensor]) -> dict[str, list[Row]]:
-    """Return the mean of each column's scores (N,), and how much above the first's it is.
+def compared(metric: str, judge: str, scores: Mapping[str, Tensor]) -> dict[str, list[Measurement]]:
+    """Return each column's mean score, and by how much it is above the first column's.
 
-    The scores are pairs, of one picture or text each, and so are their differences.
+    Args:
+        metric: what was measured.
+        judge: the model or the setting that it was measured with.
+        scores: the scores (N,) of each column. Those with the same index belong to one picture or
+            text, so the interval of the difference is that of paired differences.
     """
-    rows = {label: [mean(metric, judge, values)] for label, values in scores.items()}
+    columns = {label: [mean(metric, judge, values)] for label, values in scores.items()}
     first, *others = scores
     for label in others:
-        above = scores[label] - scores[first]
-        rows[label].append(mean(f"{metric}, above {first}", judge, above))
-    return rows
+        difference = scores[label] - scores[first]
+        columns[label].append(mean(f"{metric}, above {first}", judge, difference))
+    return columns
