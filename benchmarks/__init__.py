@@ -1,26 +1,92 @@
-"""Benchmarks: each prints its figures and keeps them in `results/`."""
+"""Benchmarks: each one prints its figures and keeps them in `results/` with their origin."""
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
+
+from clipag_plugins import precision
+from clipag_plugins.evaluation.report import Report
 from clipag_plugins.files import write_beside, write_json
 
-RESULTS = Path(__file__).parent / "results"
-SHARES = ("R-Prec", "top 5")  # shown in per cent
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "figures"
+SHARES = ("R-Prec", "top 5")  # columns that are shown in per cent
+
+
+def made() -> dict[str, str]:
+    """Return the commit, machine, torch version, precision and date of a result.
+
+    A commit ends in "+" if the code differs from it; the results and documents may.
+    """
+    code = (".", ":!benchmarks/results", ":!docs", ":!*.md")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    fastest = str(precision.fastest(torch.device("cpu"))).removeprefix("torch.")
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "precision": f"auto chooses {fastest} on the CPU",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def machine() -> str:
+    """Return the processor, the number of usable cores, and the GPU if there is one."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores} cores{gpu}"
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints; nothing outside a clone."""
+    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return result.stdout.strip()
 
 
 def keep(name: str, figures: Mapping[str, object]) -> None:
-    """Print figures as JSON, and keep them as {name}.json."""
+    """Print figures as JSON, and keep them as {name}.json with their origin."""
     print(json.dumps(figures, indent=1))
-    write_json(RESULTS / f"{name}.json", figures)
+    # A result that is completed by several runs holds the "made" of the last one.
+    others = {key: value for key, value in figures.items() if key != "made"}
+    write_json(RESULTS / f"{name}.json", {"made": made(), **others})
+
+
+def add_origin(name: str) -> None:
+    """Add the origin to {name}.json, which the package itself has written."""
+    path = RESULTS / f"{name}.json"
+    write_json(path, {"made": made(), **json.loads(path.read_text(encoding="utf-8"))})
+
+
+def keep_report(name: str, report: Report) -> None:
+    """Print a report, and keep it as {name}.json and as the table {name}.md."""
+    print(report.table())
+    write_json(RESULTS / f"{name}.json", {"made": made(), **asdict(report)})
+    _write_text(RESULTS / f"{name}.md", report.table())
 
 
 def keep_table(
     name: str, settings: Mapping[str, object], rows: Sequence[Mapping[str, object]]
 ) -> None:
-    """Keep rows, of which all have the same columns, as {name}.json and as the table {name}.md."""
-    write_json(RESULTS / f"{name}.json", {**settings, "rows": rows})
+    """Keep the rows of a table as {name}.json, and as the table {name}.md.
+
+    Args:
+        name: of the files.
+        settings: what all rows have in common.
+        rows: the values of each row under the titles of the columns, which are the same in all.
+    """
+    write_json(RESULTS / f"{name}.json", {"made": made(), **settings, "rows": rows})
 
     def cell(column: str, value: object) -> str:
         if not isinstance(value, float):
@@ -30,5 +96,9 @@ def keep_table(
     lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
     for row in rows:
         lines.append(f"| {' | '.join(cell(*pair) for pair in row.items())} |")
-    with write_beside(RESULTS / f"{name}.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _write_text(RESULTS / f"{name}.md", "\n".join(lines))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with write_beside(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,12 +1,12 @@
-"""CLIPDraw judged by a model that did not guide: the paper's Table 1 in small.
+"""CLIPDraw judged by a model that did not guide: the paper's Table 1 on a small scale.
 
     python -m benchmarks.clipdraw --strokes 64 --steps 60     # the whole table and the figure
     python -m benchmarks.clipdraw --prompts 2                 # the first 2 prompts, not kept
 
 Draws the 100 seen prompts with the vanilla and the CLIPAG tower, without and with the notebook's
-augmentation and all else the same, and asks the independent evaluator which of the 100 prompts
-each drawing shows (R-Prec; chance is 1 %). Goes on where it stopped. The figure shows the first
-prompts of the list; nobody chose them for their drawings.
+augmentation and otherwise equal settings. The independent evaluator then chooses the prompt of each
+drawing among all 100 (R-Prec; chance is 1 %). An interrupted run resumes. The figure shows the
+first prompts of the list, however their drawings turned out.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipdraw
 
-from . import evaluator, keep_table
-from .quality import digest_of_package, judged, pictures_of, write_figure
+from . import FIGURES, evaluator, keep_table
+from .common import digest_of_package, judged, pictures_of, write_figure
 
-FIGURE = Path("examples/clipdraw.png")
+FIGURE = FIGURES / "clipdraw.png"
 # In the order of Table 1.
 SETTINGS = [(name, augment) for augment in (False, True) for name in ("clip-mini", "clipag-mini")]
 
@@ -49,20 +49,20 @@ def drawn(
 def main(options: argparse.Namespace) -> None:
     """Draw, judge, and write table and figure."""
     judge, digest = evaluator.load(), digest_of_package()
-    every = read_concepts(SPLIT_FOLDER / "seen.txt")
-    prompts = every[: options.prompts]
+    candidates = read_concepts(SPLIT_FOLDER / "seen.txt")
+    prompts = candidates[: options.prompts]
     rows, folders = [], []
     for name, augment in SETTINGS:
         run = f"{name}-{digest}-{options.strokes}-{options.steps}-{options.seed}"
         folder = options.work / run / ("augmentation" if augment else "no augmentation")
         folders.append(folder)
-        facts = {"model": name, "augmentation": "yes" if augment else "no"}
         model = load_model(name, torch.device(options.device))
         draw = partial(drawn, model, augment, options)
         images = pictures_of(draw, prompts, folder, {"seed": options.seed}, options.batch)
-        rows.append({**facts, **judged(judge, images, every)})
+        row = {"model": name, "augmentation": "yes" if augment else "no"}
+        rows.append({**row, **judged(judge, images, candidates)})
         print(json.dumps(rows[-1]), flush=True)
-    is_whole = options.prompts == len(every)
+    is_whole = options.prompts == len(candidates)
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         settings = {key: vars(options)[key] for key in ("seed", "strokes", "steps")}

@@ -1,19 +1,19 @@
 """CLIPStyler: which model and canvas styles better, and what each term buys.
 
-    python -m benchmarks.clipstyler figure     # examples/clipstyler.png
-    python -m benchmarks.clipstyler curve      # style against content, over several strengths
-    python -m benchmarks.clipstyler terms      # each of the paper's terms left out, or put in
-    python -m benchmarks.clipstyler speed --steps 100    # 256² and 512², a whole process each
+    python -m benchmarks.clipstyler figure     # docs/figures/clipstyler.png
+    python -m benchmarks.clipstyler curve      # style against content, at several strengths
+    python -m benchmarks.clipstyler terms      # with and without each of the paper's terms
+    python -m benchmarks.clipstyler speed --steps 100    # whole processes at 256² and 512²
 
-The photos come with scikit-image. The styles were chosen before a picture was made, among the
-captions that the evaluator knows; defaults were tuned on other photos and texts. Pictures are kept
-under --work, and a run goes on where it stopped.
+The photos come with scikit-image. The styles were chosen before any picture was made, among the
+captions that the evaluator knows. The defaults were tuned on other photos and texts. Pictures are
+kept under --work, and an interrupted run resumes.
 
-The curve has two judges, neither of which guided. Style: the independent evaluator's similarity of
-24 crops and the whole picture to the style's caption, less its mean similarity to the other styles'
-and less the same of the photo. A change that is the same for every text, noise for example, scores
-0 on average over the styles. Content: the structural similarity (SSIM, Wang et al. 2004) of
-luminance to the photo's, which knows no network: a style may change all colours and lose nothing.
+The curve has two judges, and neither of them guided. Style: the independent evaluator's similarity
+of 24 crops and the whole picture to the style's caption, minus its mean similarity to the other
+styles, minus the same difference for the photo. A change that is the same for every text, such as
+noise, scores 0 on average over the styles. Content: the structural similarity (SSIM, Wang et al.
+2004) of the luminance to the photo's. It uses no network, and a change of colours costs nothing.
 """
 
 import argparse
@@ -42,11 +42,11 @@ from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.pictures import read_square, save_png, to_pil
 from clipag_plugins.sheet import sheet
 
-from . import evaluator, keep, keep_table
-from .quality import digest_of_package
+from . import FIGURES, evaluator, keep, keep_table
+from .common import digest_of_package
 
-FIGURE = Path("examples/clipstyler.png")
-# NASA, public domain; Rachel Michetti, CC0; Stéfan van der Walt, CC0: all in scikit-image's wheel.
+FIGURE = FIGURES / "clipstyler.png"
+# From scikit-image: NASA (public domain), Rachel Michetti (CC0), Stéfan van der Walt (CC0).
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
 MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
@@ -56,7 +56,7 @@ CELL = 112
 
 
 def photo(name: str, side: int) -> Tensor:
-    """Return the middle square of a photo of scikit-image's, (3, side, side) in [0, 1]."""
+    """Return the central square of one of scikit-image's photos, (3, side, side) in [0, 1]."""
     import skimage.data
 
     return read_square(Path(skimage.data.__file__).with_name(f"{name}.png"), side)
@@ -65,7 +65,7 @@ def photo(name: str, side: int) -> Tensor:
 def styled(
     name: str, text: str, model: str, canvas: str, losses: Losses, options: argparse.Namespace
 ) -> Tensor:
-    """Return a photo (3, side, side) in a style, made now or found in `options.work`."""
+    """Return a photo (3, side, side) in a style, from `options.work` if it was made before."""
     run = f"{model}-{digest_of_package()}-{options.side}-{options.steps}-{options.seed}"
     folder = options.work / run / canvas
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,22 +89,24 @@ class Judge:
         self.evaluator = evaluator.load()
 
     def style(self, image: Tensor, text: str) -> float:
-        """Return how much nearer crops and the whole of (3, H, W) are to a style than to others."""
-        torch.manual_seed(0)  # the same crops of every picture
+        """Return how much more similar an image (3, H, W) is to a style than to the others."""
+        torch.manual_seed(0)  # the same crops for every picture
         crops = views.Views(1, CROPS, 0.4, 1.0, 0.0, 0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0)
-        looks, _ = crops(image[None], evaluator.SIDE)
-        near = self.evaluator.similarity(looks[0], [text, *(s for s in STYLES if s != text)])
-        return (near[:, 0] - near[:, 1:].mean(dim=1)).mean().item()
+        cropped, _ = crops(image[None], evaluator.SIDE)
+        similarity = self.evaluator.similarity(
+            cropped[0], [text, *(style for style in STYLES if style != text)]
+        )
+        return (similarity[:, 0] - similarity[:, 1:].mean(dim=1)).mean().item()
 
     def judge(self, image: Tensor, before: Tensor, text: str) -> dict[str, float]:
-        """Return how much nearer the style is than in the photo, and how much content is left."""
+        """Return the gain in style over the photo, and the SSIM to the photo."""
         grey, grey_before = (rgb_to_grayscale(x[None]) for x in (image, before))
         gain = self.style(image, text) - self.style(before, text)
         return {"style": gain, "content": ssim(grey, grey_before, 11).mean().item()}
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, object]:
-    """Return the settings that all of a table's rows have."""
+    """Return the settings that all rows of a table have in common."""
     return {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
 
 
@@ -116,16 +118,16 @@ def mean_of(
     losses: Losses,
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Style photos with texts, pair by pair, and return the judges' means."""
-    found = []
+    """Style pairs of photo and text, and return the mean of each judge."""
+    scores = []
     for name, text in tqdm(pairs, desc=f"{model} {canvas}", unit="picture", leave=False):
         image = styled(name, text, model, canvas, losses, options)
-        found.append(judge.judge(image, photo(name, options.side), text))
-    return {key: math.fsum(row[key] for row in found) / len(found) for key in found[0]}
+        scores.append(judge.judge(image, photo(name, options.side), text))
+    return {key: math.fsum(score[key] for score in scores) / len(scores) for key in scores[0]}
 
 
 def figure(options: argparse.Namespace) -> None:
-    """Write the figure: a row a photo and canvas, a column a style and model."""
+    """Write the figure: a row for each photo and canvas, a column for each style and model."""
     losses = Losses(patches=options.patches)
     columns = [(text, model) for text in STYLES for model in MODELS]
     rows = {}
@@ -141,46 +143,46 @@ def figure(options: argparse.Namespace) -> None:
 
 
 def curve(options: argparse.Namespace) -> None:
-    """Write style against content over strengths, each model and canvas."""
+    """Measure style against content at several strengths, for each model and canvas."""
     judge, rows = Judge(), []
     pairs = [(name, text) for name in PHOTOS[: options.photos] for text in STYLES]
     for canvas in CANVASES:
         for model in MODELS:
             for strength in options.strengths:
                 losses = Losses(patches=options.patches, strength=strength)
-                facts = {"canvas": canvas, "model": model, "strength": strength}
-                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
+                row = {"canvas": canvas, "model": model, "strength": strength}
+                rows.append({**row, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
     keep_table("clipstyler", settings_of(options), rows)
 
 
 def terms(options: argparse.Namespace) -> None:
-    """Write what each of the paper's terms buys: the defaults, and one change at a time."""
+    """Measure the effect of each of the paper's terms: the defaults, and one change at a time."""
     judge, rows = Judge(), []
     pairs = [(PHOTOS[0], text) for text in STYLES]
-    usual = Losses(patches=options.patches)
+    defaults = Losses(patches=options.patches)
     changes = {
-        "defaults": usual,
-        "no patches": replace(usual, patches=0, whole=1.0),
-        "no whole": replace(usual, whole=0.0),
-        "threshold 0.7": replace(usual, threshold=0.7),
-        "TV 1": replace(usual, tv=1.0),
-        "no content": replace(usual, content_weight=0.0),
-        "no templates": replace(usual, templates=False),
+        "defaults": defaults,
+        "no patches": replace(defaults, patches=0, whole=1.0),
+        "no whole": replace(defaults, whole=0.0),
+        "threshold 0.7": replace(defaults, threshold=0.7),
+        "TV 1": replace(defaults, tv=1.0),
+        "no content": replace(defaults, content_weight=0.0),
+        "no templates": replace(defaults, templates=False),
     }
     for canvas in CANVASES:
         for model in MODELS:
             other = next(name for name in MODELS if name != model)
-            twin = {f"content by {other}": replace(usual, content=other)}
-            for name, losses in (changes | twin).items():
-                facts = {"canvas": canvas, "model": model, "terms": name}
-                rows.append({**facts, **mean_of(judge, pairs, model, canvas, losses, options)})
+            swapped = {f"content by {other}": replace(defaults, content=other)}
+            for name, losses in (changes | swapped).items():
+                row = {"canvas": canvas, "model": model, "terms": name}
+                rows.append({**row, **mean_of(judge, pairs, model, canvas, losses, options)})
                 print(json.dumps(rows[-1]), flush=True)
     keep_table("clipstyler_terms", settings_of(options), rows)
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Time whole processes beside `import torch`, and measure their most memory."""
+    """Time whole processes and `import torch` beside them, and measure their peak memory."""
     figures: dict[str, float] = {"steps": options.steps}
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -209,7 +211,7 @@ def speed(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["figure", "curve", "terms", "speed"])
-    parser.add_argument("--photos", type=int, default=len(PHOTOS), help="the first so many")
+    parser.add_argument("--photos", type=int, default=len(PHOTOS), help="use this many")
     parser.add_argument("--side", type=int, default=160, help="the longer one")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--patches", type=int, default=16)

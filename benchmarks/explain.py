@@ -4,18 +4,20 @@
     python -m benchmarks.explain --work build/weights --choose 100      # on training pictures
     python -m benchmarks.explain --work build/weights --show "cat face" --out examples   # a scene
 
-Each picture of the corpus' `test` split is pasted at a random place, three fifths to four fifths
-as wide as the scene, onto a soft mixture of colours; its alpha channel is the truth. Measured are
-the pointing game (is the map's highest point on the object? Zhang et al., 2016) and the share of
-the map's energy that lies on it, clean and under the paper's attack (eq. 4: L∞ 8/255, 20 steps of
-1/255), each model under its own. A map that is 0 everywhere misses, with no energy inside.
+Each picture of the corpus' `test` split is pasted at a random place onto a soft mixture of colours,
+60 to 80 % as wide as the scene. Its alpha channel tells where the object is. The pointing game asks
+whether the map's highest point is on the object (Zhang et al., 2016); the second measure is the
+share of the map's energy inside the object. Both are measured clean and under the paper's attack
+(eq. 4: L∞ 8/255, 20 steps of 1/255), which each model's own gradient makes. A map that is 0
+everywhere counts as a miss, with no energy inside.
 
-Size, place and colours were settled on training pictures, and so was what `heat_maps` and `clipag
-explain` take: of two targets (a text's plain similarity, or its contrast to other texts), four
-methods and the embedded towers' three stages the one with the highest mean of both measures over
-both models, clean and attacked (`--choose 100`, kept in results/train; how far CLIPAG is ahead
-does not count). GradCAM is measured beside it, which the paper takes, at its own best stage. That
-is how held-out pictures were first measured, by similarity alone; the rest was measured once.
+Size, place, colours and the defaults of `heat_maps` and `clipag explain` were chosen on training
+pictures. The candidates were two targets (a text's similarity, or its contrast to other texts),
+four methods and the embedded towers' three stages. The choice has the highest mean of both measures
+over both models, clean and attacked (`--choose 100`, kept in results/train); CLIPAG's lead over
+vanilla did not count.
+The paper's GradCAM, at its own best stage, is measured too. The first measurement on held-out
+pictures was GradCAM of the similarity; everything else was measured there once.
 """
 
 import argparse
@@ -53,10 +55,10 @@ SHOWN = (("contrast", "hirescam"), ("contrast", "gradcam"), ("similarity", "grad
 
 
 def scene(rgba: Tensor, generator: torch.Generator, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Paste a picture (4, h, w) somewhere: image (3, side, side) and mask (side, side)."""
+    """Paste a picture (4, h, w) at a random place; return image (3, side, side) and mask."""
     share = LEAST + (MOST - LEAST) * torch.rand((), generator=generator)
     width = int(side * share)
-    rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])  # or colours hidden under alpha 0 bleed in
+    rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])  # colours under alpha 0 must not bleed in
     small = F.interpolate(rgba[None], size=(width, width), mode="bilinear", antialias=True)[0]
     top, left = torch.randint(0, side - width + 1, (2,), generator=generator).tolist()
     pasted = F.pad(small, (left, side - width - left, top, side - width - top))
@@ -66,7 +68,7 @@ def scene(rgba: Tensor, generator: torch.Generator, side: int = SIDE) -> tuple[T
 
 
 def show(caption: str, options: argparse.Namespace) -> None:
-    """Write the scene of the first held-out picture of a caption, larger, as {caption}.png."""
+    """Write the scene of a caption's first held-out picture, enlarged, as {caption}.png."""
     pixels, rows = corpus.load(options.work)
     row = next(row for row in rows if row.split == "test" and row.caption == caption)
     rgba = torch.from_numpy(np.array(pixels[row.index])).permute(2, 0, 1) / 255
@@ -76,7 +78,7 @@ def show(caption: str, options: argparse.Namespace) -> None:
     print(path)
 
 
-def pointed(heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def scores_of(heat: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """Return the pointing game and the energy inside, (B,) each, of maps (B, H, W)."""
     heat, masks = heat.flatten(1), masks.flatten(1)
     on_object = masks.gather(1, heat.argmax(dim=1, keepdim=True))[:, 0]
@@ -92,7 +94,7 @@ def scenes(options: argparse.Namespace) -> tuple[Tensor, Tensor, list[str]]:
     pixels, rows = corpus.load(options.work)
     generator = torch.Generator().manual_seed(options.seed)
     chosen = [row for row in rows if row.split == options.split]
-    if options.split != "test":  # the corpus is sorted by source
+    if options.split != "test":  # shuffled, since the corpus is sorted by source
         order = torch.randperm(len(chosen), generator=generator)
         chosen = [chosen[i] for i in order]
     pasted = []
@@ -110,12 +112,12 @@ def scenes(options: argparse.Namespace) -> tuple[Tensor, Tensor, list[str]]:
 def measured(
     images: Tensor, masks: Tensor, captions: list[str], maps: Sequence[tuple[str, str, int | None]]
 ) -> dict[tuple[str, ...], Tensor]:
-    """Return pointing game and energy inside, in hundredths, (N,) each, of several maps.
+    """Return pointing game and energy inside of several maps, times 100, (N,) each.
 
-    A map is (target, method, stage), where no stage is the method's default. Values are under
-    (model, target, method, stage, measure, state).
+    A map is (target, method, stage), where None stands for the method's default stage. The keys of
+    the result are (model, target, method, stage, measure, state).
     """
-    found: dict[tuple[str, ...], list[Tensor]] = {}
+    scores: dict[tuple[str, ...], list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
     for name in MODELS:
         model = load_model(name)
@@ -134,19 +136,19 @@ def measured(
                 THREAT,
                 generator,
             )
-            for state, seen in (("clean", images[part]), ("attacked", attacked)):
+            for state, pictures in (("clean", images[part]), ("attacked", attacked)):
                 for target, method, stage in maps:
-                    own = [targets[target][i] for i in part]
+                    chosen = [targets[target][i] for i in part]
                     layer = None if stage is None else parts[stage]
-                    heat = heat_maps(model, seen, own, method, layer)
-                    for measure, value in pointed(heat, masks[part]).items():
+                    heat = heat_maps(model, pictures, chosen, method, layer)
+                    for measure, value in scores_of(heat, masks[part]).items():
                         key = (name, target, method, str(stage), measure, state)
-                        found.setdefault(key, []).append(100 * value)
-    return {key: torch.cat(parts) for key, parts in found.items()}
+                        scores.setdefault(key, []).append(100 * value)
+    return {key: torch.cat(parts) for key, parts in scores.items()}
 
 
-def facts_of(options: argparse.Namespace, masks: Tensor) -> dict[str, object]:
-    """Return what was measured on. A point thrown anywhere is on the object as often as chance."""
+def settings_of(options: argparse.Namespace, masks: Tensor) -> dict[str, object]:
+    """Return what was measured on; chance is the share of the object's area."""
     return {
         "pictures": len(masks),
         "seed": options.seed,
@@ -156,42 +158,42 @@ def facts_of(options: argparse.Namespace, masks: Tensor) -> dict[str, object]:
 
 
 def choose(options: argparse.Namespace) -> None:
-    """Measure every target, method and stage, and rank them by the mean over all that counts."""
+    """Measure every target, method and stage, and rank them by the mean of all measures."""
     images, masks, captions = scenes(options)
     maps = list(itertools.product(("similarity", "contrast"), CAMS, range(3)))
     values = measured(images, masks, captions, maps)
     ranked = {}
     for target, method, stage in maps:
         key = (target, method, str(stage))
-        mine = {k: v.mean().item() for k, v in values.items() if k[1:4] == key}
+        means = {k: v.mean().item() for k, v in values.items() if k[1:4] == key}
         ranked[f"{target}, {method}, stage {stage + 1}"] = {
-            "mean": round(sum(mine.values()) / len(mine), 2),
-            **{f"{k[0]}, {k[4]}, {k[5]}": round(v, 1) for k, v in mine.items()},
+            "mean": round(sum(means.values()) / len(means), 2),
+            **{f"{k[0]}, {k[4]}, {k[5]}": round(v, 1) for k, v in means.items()},
         }
     best = dict(sorted(ranked.items(), key=lambda item: -item[1]["mean"]))
-    keep("train/explain", {**facts_of(options, masks), **best})
+    keep("train/explain", {**settings_of(options, masks), **best})
 
 
 def main(options: argparse.Namespace) -> None:
     """Measure both models and write the figures."""
     images, masks, captions = scenes(options)
     values = measured(images, masks, captions, [(*shown, None) for shown in SHOWN])
-    report = facts_of(options, masks)
+    report = settings_of(options, masks)
     for (target, method), measure in itertools.product(SHOWN, MEASURES):
         figures: dict[str, list[float | None]] = {}
-        of = {
+        values_of = {
             (name, state): values[name, target, method, "None", measure, state]
             for name, state in itertools.product(MODELS, STATES)
         }
         for name in MODELS:
-            clean, attacked = (of[name, state] for state in STATES)
+            clean, attacked = (values_of[name, state] for state in STATES)
             figures |= {
                 f"{name}, clean": interval(clean),
                 f"{name}, attacked": interval(attacked),
                 f"{name}, drop": interval(clean - attacked),
             }
         for state in STATES:
-            vanilla, clipag = (of[name, state] for name in MODELS)
+            vanilla, clipag = (values_of[name, state] for name in MODELS)
             figures[f"clipag-mini ahead by, {state}"] = interval(clipag - vanilla)
         report[f"{method} of {target}: {measure}"] = figures
     keep("explain", report)
@@ -211,8 +213,8 @@ if __name__ == "__main__":
     parser.add_argument("--show", nargs="+", default=[], metavar="CAPTION", help="only this")
     parser.add_argument("--out", type=Path, default=Path("examples"))
     arguments = parser.parse_args()
-    for wanted in arguments.show:
-        show(wanted, arguments)
+    for caption in arguments.show:
+        show(caption, arguments)
     arguments.split = "train" if arguments.choose else "test"
     arguments.pictures = arguments.choose
     if arguments.choose:

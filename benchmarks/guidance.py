@@ -1,17 +1,27 @@
-"""How fast a guide looks at an image, beside its peers: what `clipag bench` runs.
+"""How fast a guide's gradient is, next to other implementations: `clipag bench`, with its record.
 
-    python -m benchmarks.guidance                        # the table of README
+    python -m benchmarks.guidance
     python -m benchmarks.guidance --models ViT-B-32 --views 8 32
 
-Keeps its figures in benchmarks/results/guidance.json. clip-anytorch joins the peers where it is
-installed (`pip install '.[test]'`).
+clip-anytorch takes part if it is installed (`pip install '.[test]'`).
 """
 
-import sys
+import argparse
 
-from clipag_plugins.cli import main
+import torch
 
-from . import RESULTS
+from clipag_plugins import bench
+
+from . import RESULTS, add_origin
 
 if __name__ == "__main__":
-    sys.exit(main(["bench", "--out", str(RESULTS / "guidance.json"), *sys.argv[1:]]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=bench.MODELS)
+    parser.add_argument("--views", type=int, nargs="+", default=bench.VIEWS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    path = RESULTS / "guidance.json"
+    bench.main(options.models, options.views, options.rounds, device, path)
+    add_origin("guidance")

@@ -1,18 +1,17 @@
 """The PAG score of vanilla, smoothed and CLIPAG, by real pictures and by an independent judge.
 
     python -m benchmarks.pag pictures --work build/weights
-    python -m benchmarks.pag sigma --work build/weights      # which smoothing, on training pictures
+    python -m benchmarks.pag sigma --work build/weights      # choose the smoothing
     python -m benchmarks.pag judge
     python -m benchmarks.pag sheet --work build/weights      # tests/held_out.png
 
-By pictures: the first picture of each caption in the corpus' `test` split, which `clipag eval pag`
-scores. By the judge (`judged_score`): the 200 seen and unseen captions, each at five blobs, and the
-evaluator, which had no part in any of the models. The smoothing was chosen among four strengths by
-the score on 100 pictures of the `train` split, before any was scored on held-out ones.
+`pictures` uses the first picture of each caption in the corpus' `test` split. `judge` uses the 200
+seen and unseen captions at five blobs each; the judge is the evaluator, which took no part in
+training the models. `sigma` chose the smoothing among four strengths by the score on 100 pictures
+of the `train` split, before any model was scored on held-out pictures.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +20,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from clipag_plugins.cli import main as clipag
 from clipag_plugins.defaults import SIGMA
+from clipag_plugins.evaluation.alignment import AlignmentSettings, pag_table
+from clipag_plugins.evaluation.options import ComputeOptions
 from clipag_plugins.evaluation.report import Report, compared
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
@@ -31,46 +31,40 @@ from clipag_plugins.pag import judged_score
 from clipag_plugins.pictures import save_png, to_pil, upright
 from clipag_plugins.smoothing import smooth
 
-from . import RESULTS, evaluator
+from . import ROOT, evaluator, keep_report
+from .common import evenly, first_of_each
 
+MODELS = ("clip-mini", "clipag-mini")
 SIDE, ROUNDS, SAMPLES = 64, 5, 16
 SIGMAS = (0.15, 0.3, 0.5, 1.0)
-FREE = ("fluent-emoji", "fluent-emoji-flat", "noto")
+TRAINING_PICTURES = 100
+FREE = ("fluent-emoji", "fluent-emoji-flat", "noto")  # sources that the repository may contain
+SHEET = (8, 12)  # lines and columns of the sheet
+CELL = 48  # pixels
 
 
-def first_of_each(rows: Sequence[corpus.Picture], split: str) -> list[corpus.Picture]:
-    """Return the first picture of each caption in a split, in the corpus' order."""
-    first = {row.caption: row for row in reversed(rows) if row.split == split}
-    return sorted(first.values(), key=lambda row: row.index)
-
-
-def evenly(rows: list[corpus.Picture], count: int | None) -> list[corpus.Picture]:
-    """Return so many rows from all over the corpus, which is sorted by source; by default all."""
-    return rows if count is None else rows[:: max(1, len(rows) // count)][:count]
-
-
-def by_pictures(work: Path, split: str, count: int | None, more: Sequence[str]) -> int:
-    """Have `clipag eval pag` score both embedded models by pictures of a split."""
-    pixels, rows = corpus.load(work)
-    chosen = evenly(first_of_each(rows, split), count)
+def by_pictures(
+    work: Path, split: str, count: int | None, sigmas: Sequence[float], seed: int, device: str
+) -> Report:
+    """Score both embedded models by pictures of a split, one for each caption."""
+    pixels, pictures = corpus.load(work)
+    chosen = evenly(first_of_each(pictures, split), count)
     folder = work / "pag" / split
     folder.mkdir(parents=True, exist_ok=True)
-    for row in chosen:
-        picture = upright(Image.fromarray(pixels[row.index]))
-        save_png(picture, folder / f"{row.index}.png", {"prompt": row.caption})
-    prompts = folder / "captions.txt"
-    prompts.write_text("".join(f"{row.caption}\n" for row in chosen), encoding="utf-8")
-    side = load_model().visual.native_size
-    return clipag(
-        ["eval", "pag", str(folder), "--prompts", str(prompts), "--size", str(side),
-         "--samples", str(SAMPLES), *more]
-    )  # fmt: skip
+    for picture in chosen:
+        image = upright(Image.fromarray(pixels[picture.index]))
+        save_png(image, folder / f"{picture.index}.png", {"prompt": picture.caption})
+    settings = AlignmentSettings(sigmas, SAMPLES, size=load_model().visual.native_size, seed=seed)
+    prompts = [picture.caption for picture in chosen]
+    return pag_table(folder, prompts, MODELS, settings, ComputeOptions(device))
 
 
-def by_judge(seed: int) -> None:
-    """Score the models by the evaluator."""
+def by_judge(seed: int) -> Report:
+    """Score both embedded models, and the smoothed vanilla model, by the evaluator."""
     judge = evaluator.load()
-    texts = [t for kind in ("seen", "unseen") for t in read_concepts(SPLIT_FOLDER / f"{kind}.txt")]
+    texts = [
+        text for kind in ("seen", "unseen") for text in read_concepts(SPLIT_FOLDER / f"{kind}.txt")
+    ]
     vanilla = load_model("clip-mini")
     models = {
         "clip-mini": vanilla,
@@ -81,25 +75,38 @@ def by_judge(seed: int) -> None:
         name: judged_score(model, judge, texts * ROUNDS, SIDE, seed=seed)
         for name, model in models.items()
     }
-    report = Report(compared("PAG score", judge.name, scores))
-    report.write(RESULTS, "pag_judge")
-    print(report.table())
+    return Report(compared("PAG score", judge.name, scores))
 
 
 def write_sheet(work: Path, path: Path) -> None:
-    """Write 96 held-out pictures of 48 × 48, evenly among those whose licences permit it."""
-    pixels, rows = corpus.load(work)
-    chosen = evenly([row for row in first_of_each(rows, "test") if row.source in FREE], 96)
-    rgba = torch.from_numpy(np.array([pixels[row.index] for row in chosen]))
+    """Write held-out pictures for the tests, evenly among those whose licences permit it."""
+    pixels, pictures = corpus.load(work)
+    free = [picture for picture in first_of_each(pictures, "test") if picture.source in FREE]
+    chosen = evenly(free, SHEET[0] * SHEET[1])
+    rgba = torch.from_numpy(np.array([pixels[picture.index] for picture in chosen]))
     rgba = rgba.permute(0, 3, 1, 2) / 255
     on_white = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
-    small = F.interpolate(on_white, size=(48, 48), mode="bilinear", antialias=True)
-    image = small.unflatten(0, (8, 12)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-    facts = {
-        "captions": "; ".join(row.caption for row in chosen),
+    small = F.interpolate(on_white, size=(CELL, CELL), mode="bilinear", antialias=True)
+    image = small.unflatten(0, SHEET).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    metadata = {
+        "captions": "; ".join(picture.caption for picture in chosen),
         "source": "Fluent Emoji (Microsoft, MIT); Noto Emoji (Google, Apache-2.0)",
     }
-    save_png(to_pil(image), path, facts)
+    save_png(to_pil(image), path, metadata)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure what was asked for, and keep it."""
+    work, seed, device = options.work, options.seed, options.device
+    if options.by == "sheet":
+        write_sheet(work, ROOT / "tests" / "held_out.png")
+    elif options.by == "judge":
+        keep_report("pag_judge", by_judge(seed))
+    elif options.by == "sigma":
+        report = by_pictures(work, "train", TRAINING_PICTURES, SIGMAS, seed, device)
+        keep_report("train/pag", report)
+    else:
+        keep_report("pag", by_pictures(work, "test", None, [SIGMA], seed, device))
 
 
 if __name__ == "__main__":
@@ -107,15 +114,5 @@ if __name__ == "__main__":
     parser.add_argument("by", choices=["pictures", "sigma", "judge", "sheet"])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if options.by == "sheet":
-        write_sheet(options.work, Path("tests/held_out.png"))
-    elif options.by == "judge":
-        by_judge(options.seed)
-    elif options.by == "sigma":
-        kept = ["--out", str(RESULTS / "train"), "--seed", str(options.seed)]
-        sigmas = ["--sigma", *map(str, SIGMAS)]
-        sys.exit(by_pictures(options.work, "train", 100, [*kept, *sigmas]))
-    else:
-        kept = ["--out", str(RESULTS), "--seed", str(options.seed)]
-        sys.exit(by_pictures(options.work, "test", None, kept))
+    parser.add_argument("--device", default="cpu")
+    main(parser.parse_args())

@@ -2,9 +2,9 @@
 
     python -m benchmarks.retrieval --work build/weights
 
-How often a picture of the corpus' `test` split has its own caption in the top 10 of all
-captions, as it is and under 5-step PGD (L2, ε on 64 × 64 images in [0, 1]). Needs the
-corpus and the text tower in the work folder: the first two stages of `make weights`.
+How often the caption of a picture of the corpus' `test` split is among the 10 most similar of all
+captions, clean and under 5-step PGD (L2, ε for 64 × 64 images in [0, 1]). It needs the corpus and
+the text tower in the work folder: the first two stages of `make weights`.
 """
 
 import argparse
@@ -25,10 +25,10 @@ def main(work: Path) -> None:
         model = load_model(name)
         tower, side = model.visual.tower, model.visual.native_size
         texts = text_embeddings(model, trainer.captions, truncate=True)
-        found = {eps: trainer.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}
+        scores = {eps: trainer.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}
         report[name] = {
-            "top 10": found[1.0].clean,
-            **{f"top 10, eps {eps}": scores.robust for eps, scores in found.items()},
+            "top 10": scores[1.0].clean,
+            **{f"top 10, eps {eps}": score.robust for eps, score in scores.items()},
         }
     keep("retrieval", report)
 

@@ -2,41 +2,65 @@
 
     python -m benchmarks.robustness --work build/weights --pictures 100 --attacks clean pgd
 
-Writes pictures of the corpus' `test` split on white to a folder for each caption, and has
-`clipag eval robustness` measure both embedded models on it: each picture among the captions of
-all. What is not said here is passed on to that command.
+Writes pictures of the corpus' `test` split on white, in a folder for each caption, and measures
+both embedded models on them as `clipag eval robustness` does. The candidates for a picture are the
+captions of all pictures.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from PIL import Image
 
-from clipag_plugins.cli import main as clipag
+from clipag_plugins.arguments import fraction
+from clipag_plugins.attack import NORMS, threat_model_of
+from clipag_plugins.defaults import ATTACKS, SIDE
+from clipag_plugins.evaluation.options import ComputeOptions
+from clipag_plugins.evaluation.robustness import RobustnessSettings, robustness_table
 from clipag_plugins.files import slug
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.pictures import upright
 
-from . import RESULTS
-from .pag import first_of_each
+from . import keep_report
+from .common import first_of_each
+
+MODELS = ("clip-mini", "clipag-mini")
 
 
-def write_folders(work: Path, folder: Path, pictures: int) -> None:
-    """Write the first held-out pictures, one of each caption, as {caption}/{source}.png."""
-    pixels, rows = corpus.load(work)
-    for row in first_of_each(rows, "test")[:pictures]:
-        inner = folder / slug(row.caption)
-        inner.mkdir(parents=True, exist_ok=True)
-        upright(Image.fromarray(pixels[row.index])).save(inner / f"{row.source}.png")
+def write_folders(work: Path, folder: Path, count: int) -> None:
+    """Write the first held-out pictures, one for each caption, as {caption}/{source}.png."""
+    pixels, pictures = corpus.load(work)
+    for picture in first_of_each(pictures, "test")[:count]:
+        subfolder = folder / slug(picture.caption)
+        subfolder.mkdir(parents=True, exist_ok=True)
+        image = upright(Image.fromarray(pixels[picture.index]))
+        image.save(subfolder / f"{picture.source}.png")
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write the pictures, measure, and keep the table."""
+    folder = options.work / "held-out" / str(options.pictures)
+    write_folders(options.work, folder, options.pictures)
+    settings = RobustnessSettings(
+        threat_model_of(options.norm, options.eps, options.steps),
+        options.attacks,
+        size=options.size,
+        seed=options.seed,
+    )
+    keep_report(
+        "robustness", robustness_table(folder, MODELS, settings, ComputeOptions(options.device))
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--pictures", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options, more = parser.parse_known_args()
-    place = options.work / "held-out" / str(options.pictures)
-    write_folders(options.work, place, options.pictures)
-    sys.exit(clipag(["eval", "robustness", str(place), "--out", str(options.out), *more]))
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS)
+    parser.add_argument("--norm", choices=NORMS, default="linf")
+    parser.add_argument("--eps", type=fraction, default=8 / 255)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=SIDE)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    main(parser.parse_args())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed
 
-Times `clipag generate "a red apple"` as a whole process, and one that only imports torch beside
-it, as the named peer of the same run. What follows the start is timed by `clipag bench`.
+Times `clipag generate "a red apple"` as a whole process, and beside it, in the same run, a process
+that only imports torch. `clipag bench` times what follows the start.
 """
 
 import resource
@@ -16,14 +16,14 @@ from . import keep
 
 
 def seconds(*command: str) -> float:
-    """Return how long Python takes to run a command."""
+    """Return how long a Python process takes."""
     began = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def peak() -> float:
-    """Return the largest memory that any command has had so far, in MB."""
+    """Return the peak memory of all commands so far, in MB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         draw = ("-m", "clipag_plugins", "generate", "a red apple", "--out", folder)
         whole = seconds(*draw)
         memory = peak()
-        # The same memory for eight pictures' 64 views each as for one's: chunks bound it.
+        # Chunks bound the memory: eight pictures with 64 views each should need no more than one.
         many = (*draw, "--views", "64", "--steps", "2", "--count")
         seconds(*many, "1")
         one = peak()

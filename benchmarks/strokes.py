@@ -2,13 +2,14 @@
 
     python -m benchmarks.strokes [--threads 2]
 
-CLIPDraw's strokes at their start (256 and 1,024 open paths of 1 to 3 cubics, stroke_width 1 in
-diffvg's terms, which is 2 pixels) and fattened tenfold, as they may become, at 224 × 224 with
-2 × 2 samples. Peers in the same run: a plain torch renderer that looks at every stroke from every
-pixel, with one sample a pixel; and the real diffvg on the CPU, if `import diffvg` finds one.
+The scenes are CLIPDraw's strokes at the start (256 and 1,024 open paths of 1 to 3 cubics with
+diffvg's stroke_width 1, which is 2 pixels), and ten times as wide, as strokes may become, at
+224 × 224 with 2 × 2 samples. Two other renderers run beside ours: a plain torch renderer that
+computes the distance of every pixel to every stroke, with one sample per pixel; and diffvg on the
+CPU, if `import diffvg` works.
 
-Each scene runs in a process of its own, for its peak memory. Besides the time on the clock the
-processor time is given, which other work on the machine disturbs less; both are the best of
+Each scene runs in its own process, which gives its peak memory. The figures are wall time and
+processor time, of which other work on the machine disturbs the second less; both are the best of
 several runs.
 """
 
@@ -43,7 +44,7 @@ def notebook_strokes(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ours(count: int, radius: float) -> Callable[[], Tensor]:
-    """Return a function that renders with clipag_plugins.integrations.renderer."""
+    """Return a function that renders with our renderer."""
     points, segments, colours = notebook_strokes(count)
     points.requires_grad_()
     colours.requires_grad_()
@@ -63,7 +64,7 @@ def ours(count: int, radius: float) -> Callable[[], Tensor]:
 
 
 def dense(count: int, radius: float) -> Callable[[], Tensor]:
-    """Return a function that measures every stroke's distance at every pixel."""
+    """Return a function that computes the distance of every pixel to every stroke."""
     points, segments, colours = notebook_strokes(count)
     points.requires_grad_()
     centres = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).flip(1) + 0.5
@@ -87,7 +88,7 @@ def dense(count: int, radius: float) -> Callable[[], Tensor]:
 
 
 def diffvg(count: int, radius: float) -> Callable[[], Tensor]:
-    """Return a function that renders with the real diffvg, on the CPU."""
+    """Return a function that renders with diffvg on the CPU."""
     import pydiffvg
 
     pydiffvg.set_use_gpu(False)
@@ -120,7 +121,7 @@ def diffvg(count: int, radius: float) -> Callable[[], Tensor]:
 
 
 def measure(renderer: str, count: int, radius: float) -> dict[str, float]:
-    """Render forward and backward; return the best times and the peak memory of this process."""
+    """Render forward and backward; return the best times and this process's peak memory."""
     torch.manual_seed(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     draw = {"torch": ours, "dense": dense, "diffvg": diffvg}[renderer](count, radius)
@@ -140,7 +141,7 @@ def measure(renderer: str, count: int, radius: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every scene in a process of its own."""
+    """Measure every scene in its own process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scene", nargs=3, help=argparse.SUPPRESS)

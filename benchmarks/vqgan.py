@@ -3,9 +3,9 @@
     python -m benchmarks.vqgan                   # the time of a drawing, and of a step's parts
     python -m benchmarks.vqgan --prompts 100     # R-Prec of clip-mini and clipag-mini: hours
 
-The parts are timed alone, each with its own backward pass, and are the named peers of the whole
-step in the same run. The evaluator judges as in `benchmarks.quality`: both models draw the seen
-captions with equal settings, and all 100 captions are the candidates.
+The parts of a step are timed separately, each with its backward pass, in the same run as the whole
+step. The evaluator judges as in `benchmarks.quality`: both models draw the seen captions with equal
+settings, and all 100 captions are the candidates.
 """
 
 import argparse
@@ -27,19 +27,19 @@ from clipag_plugins.integrations.vqgan.canvas import EMBEDDED
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
-from . import evaluator, keep, keep_table
-from .quality import digest_of_package, judged, pictures_of, write_figure
+from . import FIGURES, evaluator, keep, keep_table
+from .common import digest_of_package, judged, pictures_of, write_figure
 
-FIGURE = Path("examples/vqgan.png")
+FIGURE = FIGURES / "vqgan.png"
 REPEATS = 10
 
 
-def seconds(work: Callable[[], torch.Tensor]) -> float:
-    """Time something and its backward pass, after one time that does not count."""
-    work().sum().backward()
+def seconds(compute: Callable[[], torch.Tensor]) -> float:
+    """Return the mean time of a computation with its backward pass, after one to warm up."""
+    compute().sum().backward()
     began = time.perf_counter()
     for _ in range(REPEATS):
-        work().sum().backward()
+        compute().sum().backward()
     return (time.perf_counter() - began) / REPEATS
 
 
@@ -59,11 +59,11 @@ def timed(options: argparse.Namespace) -> None:
     canvas = vqgan.VqganCanvas(drawing, vqgan.starting_latent(drawing, (side, side)))
     images = canvas.render().detach().requires_grad_(True)
     native = model.visual.native_size
-    seen = views(images, native)[0][0].detach().requires_grad_(True)
+    cutouts = views(images, native)[0][0].detach().requires_grad_(True)
     parts = {
         "decode": seconds(canvas.render),
         "views": seconds(lambda: views(images, native)[0]),
-        "tower": seconds(lambda: model.encode_image(normalize(seen))),
+        "tower": seconds(lambda: model.encode_image(normalize(cutouts))),
     }
     figures = {
         f"{steps} steps at {side} x {side}, s": round(whole, 1),
@@ -96,8 +96,8 @@ def drawn(
 def compare(options: argparse.Namespace) -> None:
     """Draw with both models, judge, and write table and figure."""
     judge, digest = evaluator.load(), digest_of_package()
-    every = read_concepts(SPLIT_FOLDER / "seen.txt")
-    prompts = every[: options.prompts]
+    candidates = read_concepts(SPLIT_FOLDER / "seen.txt")
+    prompts = candidates[: options.prompts]
     rows, folders = [], []
     for name in ("clip-mini", "clipag-mini"):
         settings = f"{options.steps}-{options.side}-{options.views}-{options.seed}"
@@ -105,18 +105,18 @@ def compare(options: argparse.Namespace) -> None:
         folders.append(folder)
         draw = partial(drawn, load_model(name), load_vqgan(), options)
         images = pictures_of(draw, prompts, folder, {"seed": options.seed}, batch=1)
-        rows.append({"model": name, **judged(judge, images, every)})
+        rows.append({"model": name, **judged(judge, images, candidates)})
         print(json.dumps(rows[-1]), flush=True)
-    is_whole = options.prompts == len(every)
+    is_whole = options.prompts == len(candidates)
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
-        kept = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
-        keep_table("vqgan", kept, rows)
+        run = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
+        keep_table("vqgan", run, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--prompts", type=int, help="judge this many of the 100 seen captions")
+    parser.add_argument("--prompts", type=int, help="judge this many seen captions, up to 100")
     parser.add_argument("--steps", type=int, default=vqgan.STEPS)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--views", type=int, default=EMBEDDED.views)

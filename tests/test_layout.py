@@ -29,7 +29,7 @@ LAYERS = (
     "attack pag explain evaluation clip bench",
     "clipag_plugins",  # the public names
     "integrations",
-    "finetune",
+    "finetune evaluation.tables",
     "commands",
     "cli __main__ finetune.__main__",
 )
