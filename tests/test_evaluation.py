@@ -28,7 +28,7 @@ from clipag_plugins.evaluation.judges import (
 from clipag_plugins.evaluation.metrics import fid, inception_score, judged, preference
 from clipag_plugins.evaluation.report import Report, mean
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.pag import judged_alignment, picture_alignment, picture_score
+from clipag_plugins.pag import blobs, judged_alignment, picture_alignment, picture_score
 from clipag_plugins.pictures import read_square, save_png, to_pil
 
 PROMPTS = ["a red apple", "a castle", "a dog", "a fox", "a snail", "a rocket"]
@@ -51,26 +51,26 @@ def folder(tmp_path, monkeypatch):
 
 def test_similarity_and_r_prec_by_hand(model):
     judge = ClipJudge(model)
-    images, own = noise(5, 3, 224, 224), torch.tensor([3, 0, 2, 2, 5])
-    rows = judged(judge.name, judge.embed_images(images), judge.embed_texts(PROMPTS), own)
+    images, indices = noise(5, 3, 224, 224), torch.tensor([3, 0, 2, 2, 5])
+    rows = judged(judge.name, judge.embed_images(images), judge.embed_texts(PROMPTS), indices)
 
     right, cosines, clipscores, fifths = 0, [], [], 0
-    for image, mine in zip(images, own.tolist(), strict=True):
+    for image, index in zip(images, indices.tolist(), strict=True):
         z = model.encode_image((image[None] - torch.tensor(base.CLIP_MEAN)[:, None, None])
                                / torch.tensor(base.CLIP_STD)[:, None, None])[0]  # fmt: skip
         logits = []
         for prompt in PROMPTS:
             t = model.encode_text(clip.tokenize([prompt]))[0]
             logits.append(float(z @ t / z.norm() / t.norm()))
-        right += max(range(6), key=logits.__getitem__) == mine
-        fifths += mine in sorted(range(6), key=logits.__getitem__)[1:]
-        cosines.append(logits[mine])
-        clipscores.append(2.5 * max(logits[mine], 0))
-    found = {row.metric: row for row in rows}
-    assert found["similarity"].value == pytest.approx(100 * np.mean(cosines), abs=1e-3)
-    assert found["CLIPScore"].value == pytest.approx(100 * np.mean(clipscores), abs=1e-3)
-    assert found["R-Prec"].value == pytest.approx(100 * right / 5)
-    assert found["top 5"].value == pytest.approx(100 * fifths / 5)
+        right += max(range(6), key=logits.__getitem__) == index
+        fifths += index in sorted(range(6), key=logits.__getitem__)[1:]
+        cosines.append(logits[index])
+        clipscores.append(2.5 * max(logits[index], 0))
+    by_metric = {row.metric: row for row in rows}
+    assert by_metric["similarity"].value == pytest.approx(100 * np.mean(cosines), abs=1e-3)
+    assert by_metric["CLIPScore"].value == pytest.approx(100 * np.mean(clipscores), abs=1e-3)
+    assert by_metric["R-Prec"].value == pytest.approx(100 * right / 5)
+    assert by_metric["top 5"].value == pytest.approx(100 * fifths / 5)
     for row in rows:
         assert row.low <= row.value <= row.high and row.pictures == 5
 
@@ -99,7 +99,7 @@ class Features(nn.Module):
 
 def test_fid_by_its_formula():
     ours, real, network = noise(60, 3, 32, 32), noise(70, 3, 32, 32, seed=1) ** 2, Features(8)
-    found = fid(ours.split(25), real.split(25), network)
+    distance = fid(ours.split(25), real.split(25), network)
 
     def moments(images):
         z = network((images * 255).round().byte()).double().numpy()
@@ -107,17 +107,17 @@ def test_fid_by_its_formula():
 
     (m, s), (n, t) = moments(ours), moments(real)
     by_hand = ((m - n) ** 2).sum() + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
-    assert found == pytest.approx(by_hand, rel=1e-3)
+    assert distance == pytest.approx(by_hand, rel=1e-3)
     with pytest.raises(clip.ClipagError, match="at least 2 pictures"):
         fid([ours[:1]], [real], network)
 
 
 def test_inception_score_by_its_formula():
     images, network = noise(40, 3, 32, 32), Features(10)
-    found = inception_score(images.split(16), network, splits=1)
+    score = inception_score(images.split(16), network, splits=1)
     p = network((images * 255).round().byte()).softmax(1).double()
     divergence = (p * (p.log() - p.mean(0).log())).sum(1)
-    assert found == pytest.approx(divergence.mean().exp().item(), rel=1e-4)
+    assert score == pytest.approx(divergence.mean().exp().item(), rel=1e-4)
 
 
 def test_aesthetics_by_hand_and_preference(tmp_path):
@@ -159,24 +159,24 @@ def test_captions_of_coco(tmp_path):
 
 
 def test_pictures_find_their_prompts(folder):
-    pictures, amiss = find_pictures(folder / "drawn", PROMPTS)
+    pictures, problems = find_pictures(folder / "drawn", PROMPTS)
     # 8, 9, 10, …: by value, not 10, 11, 12, 13, 8, 9.
     assert [picture.path.stem for picture in pictures] == ["8", "9", "10", "11", "12", "13"]
-    assert [picture.prompt for picture in pictures] == [0, 1, 2, 3, 4, 5] and not amiss
+    assert [picture.prompt for picture in pictures] == [0, 1, 2, 3, 4, 5] and not problems
 
     for prompt, seed in (("a fox", 0), ("a castle", 3)):
-        facts = {"prompt": prompt, "model": "clipag-mini"}
-        (folder / "facts").mkdir(exist_ok=True)
-        save_png(Image.new("RGB", (8, 8)), folder / "facts" / f"{seed}.png", facts)
-    Image.new("RGB", (8, 8)).save(folder / "facts" / "a-red-apple-7.jpg")
-    pictures, _ = find_pictures(folder / "facts", PROMPTS)
+        metadata = {"prompt": prompt, "model": "clipag-mini"}
+        (folder / "named").mkdir(exist_ok=True)
+        save_png(Image.new("RGB", (8, 8)), folder / "named" / f"{seed}.png", metadata)
+    Image.new("RGB", (8, 8)).save(folder / "named" / "a-red-apple-7.jpg")
+    pictures, _ = find_pictures(folder / "named", PROMPTS)
     assert [picture.prompt for picture in pictures] == [3, 1, 0]
     assert guided_by(load_judge("clip-mini"), pictures) is None
     judge = load_judge("clipag-mini")
     warning = guided_by(judge, pictures)
     assert warning.startswith("clipag-mini guided 2 of these pictures")
-    facts = {"model": "a copy by another name", "weights": judge.weights}
-    assert guided_by(judge, [Picture(folder, 0, facts)]) is not None
+    metadata = {"model": "a copy by another name", "weights": judge.weights}
+    assert guided_by(judge, [Picture(folder, 0, metadata)]) is not None
 
 
 def test_eval_writes_resumes_and_names_what_is_missing(folder, capsys, monkeypatch):
@@ -280,6 +280,8 @@ def test_table2_goes_on_where_it_stopped(folder, capsys):
                 "table2",
                 "--prompts",
                 "prompts.txt",
+                "--count",
+                "1",
                 "--models",
                 "clip-mini",
                 "clip-mini",
@@ -309,7 +311,7 @@ def test_one_picture_is_judged(folder, capsys):
 
 
 def labelled(model, count=100):
-    """Blobs that the model names, each its own way, and the names."""
+    """Return a classifier, blobs, and the classes that the classifier gives them."""
     classifier = robustness.ZeroShot(model, PROMPTS).eval()
     start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:count]
     images = mixture.enlarge(start, 48).clamp(0, 1)
@@ -322,11 +324,12 @@ def test_pgd_does_as_much_as_torchattacks(model):
     torchattacks = pytest.importorskip("torchattacks", reason="`make test` installs it")
     classifier, images, labels = labelled(model, 100)
     threat = attack.Linf(4 / 255, 10, 1 / 255)
-    ours = robustness.correct_under_attack(classifier, images, labels, "pgd", threat).float().mean()
+    ours = robustness.correct_under_attack(classifier, images, labels, "pgd", threat)
     theirs = torchattacks.PGD(classifier, eps=4 / 255, alpha=1 / 255, steps=10)(images, labels)
-    theirs = (classifier(theirs).argmax(1) == labels).float().mean()
-    assert 0.05 < theirs < 0.95
-    assert abs(ours - theirs) <= 0.01
+    theirs = classifier(theirs).argmax(1) == labels
+    assert 5 < theirs.sum() < 95
+    # One of 100 images may end on the other side of the boundary: the random starts differ.
+    assert abs(ours.sum() - theirs.sum()) <= 1
 
 
 @pytest.mark.slow
@@ -365,12 +368,14 @@ def test_gradients_are_the_better_aligned_the_more_robust_the_model(model, vanil
     """By real pictures: no judge takes part that could share a model's mistakes."""
     captions, pictures = held_out
     assert len(captions) == len(set(captions)) == len(pictures) == 96
-    # From several starts: 96 pictures from one tell less than the models differ.
-    scores = [
-        sum(picture_score(m, captions, pictures, seed).mean() for seed in range(4)) / 4
-        for m in (vanilla, clip.smooth(vanilla, 0.15, 8), model)
-    ]
-    assert 0 < scores[0] < scores[1] < scores[2]
+    # Several starts: the mean over 96 pictures from one start is noisier than the models differ.
+    starts = [blobs(96, 48, torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    starts.append(pictures.roll(1, dims=0))
+    plain, smoothed, robust = (
+        sum(picture_alignment(m, x, captions, pictures).mean() for x in starts)
+        for m in (vanilla, clip.smooth(vanilla, 0.15, 4), model)
+    )
+    assert 0 < plain < smoothed < robust
 
 
 @pytest.mark.slow
@@ -393,7 +398,7 @@ def test_the_pag_score_of_a_folder(folder, model, vanilla, capsys, monkeypatch):
     assert by_pictures["value"] == pytest.approx(robust.mean().item(), abs=1e-4)
     assert above["value"] == pytest.approx((robust - plain).mean().item(), abs=1e-4)
     assert above["low"] < above["value"] < above["high"] and above["pictures"] == 6
-    # What likes its own gradient.
+    # A judge that is one of the models prefers its own gradient.
     assert by_judge["judge"] == "clip-mini"
     assert columns["clip-mini"][1]["value"] > max(0, by_judge["value"])
 
@@ -405,14 +410,18 @@ def test_the_pag_score_of_a_folder(folder, model, vanilla, capsys, monkeypatch):
 def test_alignment_with_pictures_by_hand(model, held_out):
     captions, pictures = (part[:4] for part in held_out)
     x = noise(4, 3, 48, 48)
-    found = picture_alignment(model, x, captions, pictures)
+    scores = picture_alignment(model, x, captions, pictures)
     for i, text in enumerate(captions):
         given = x[i : i + 1].clone().requires_grad_(True)
         z = F.normalize(model.encode_image(base.normalize(given)), dim=-1)
-        (slope,) = torch.autograd.grad((z @ clip.text_target(model, text).embedding).sum(), given)
-        cosines = [F.cosine_similarity(slope.flatten(), (p - x[i]).flatten(), 0) for p in pictures]
+        (gradient,) = torch.autograd.grad(
+            (z @ clip.text_target(model, text).embedding).sum(), given
+        )
+        cosines = [
+            F.cosine_similarity(gradient.flatten(), (p - x[i]).flatten(), 0) for p in pictures
+        ]
         others = (sum(cosines) - cosines[i]) / 3
-        assert found[i].item() == pytest.approx(100 * (cosines[i] - others).item(), abs=0.01)
+        assert scores[i].item() == pytest.approx(100 * (cosines[i] - others).item(), abs=0.01)
 
 
 @pytest.mark.slow

@@ -79,8 +79,8 @@ def inception(feature: str, weights: Path | None = None) -> nn.Module:
         network: nn.Module = network_class("inception-v3-compat", [feature], path)
     except (OSError, RuntimeError) as error:
         raise ClipagError(
-            f"{INCEPTION_WEIGHTS} cannot be read, which torch-fidelity downloads from GitHub "
-            f"({error}): name a copy with `inception`."
+            f"InceptionV3's weights cannot be read or downloaded ({error}): name a copy of "
+            f"{INCEPTION_WEIGHTS} with `inception`."
         ) from error
     return network
 
@@ -156,7 +156,7 @@ def lpips(
         ).to(device)
     except OSError as error:
         raise ClipagError(
-            f"{ALEXNET_WEIGHTS} cannot be read, which torchvision downloads ({error})."
+            f"AlexNet's weights, {ALEXNET_WEIGHTS}, cannot be downloaded ({error})."
         ) from error
     distances = [
         metric(a.to(device), b.to(device)).reshape(-1).cpu()
