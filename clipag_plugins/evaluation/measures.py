@@ -144,11 +144,11 @@ def add_aesthetics(weights: Path | None, clip: str, sets: PictureSets, report: R
     for label, rival in sets.rivals:
         our_indices, their_indices = sets.pairs(label, rival)
         ours, theirs = scores[label][our_indices], scores[rival][their_indices]
-        for column, preferred in (
+        for side, preferred in (
             (label, preference(ours, theirs)),
             (rival, preference(theirs, ours)),
         ):
-            report.columns[column].append(mean("preference", "LAION", 100 * preferred))
+            report.columns[side].append(mean("preference", "LAION", 100 * preferred))
 
 
 def add_inception_score(weights: Path | None, sets: PictureSets, report: Report) -> None:
