@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 OpenStream = Callable[[int | None], AbstractContextManager[object]]
 
-# Torch's random functions that take a generator. Methods are listed with functions, since kornia and
+# Torch's random functions that take a generator, and the methods, since kornia and
 # `torch.nn.init` call either.
 RANDOM_FUNCTIONS = {
     torch.bernoulli,

@@ -1,4 +1,4 @@
-"""Random numbers of a seed: the same in threads, beside other code, and without touching torch's."""
+"""Random numbers of a seed: the same in threads and beside other code that draws some."""
 
 import threading
 
