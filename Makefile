@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 WORK   ?= build/weights
 
-# One worker a core, at most 4: each may need 3 GB.
+# One worker for each core, if there are 4 GB of memory for each.
 WORKERS ?= 2
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 

@@ -38,6 +38,10 @@ LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in 
 # and need what loads and writes models.
 EXCEPTIONS = {("base", "hub"), ("base", "publish")}
 
+# A net that catches everything hides our own mistakes. It is allowed where code that is not ours
+# may raise anything: the readers of damaged weights, and the cells of a user's notebook.
+MAY_CATCH_EVERYTHING = {"untrusted", "integrations.shims.run"}
+
 LONGEST_FUNCTION = 80
 LONGEST_FILE = 400
 MOST_PARAMETERS = 10
@@ -179,9 +183,10 @@ def test_no_net_catches_every_exception():
     nets = {
         f"{module}:{node.lineno}"
         for module, (tree, _) in MODULES.items()
+        if module not in MAY_CATCH_EVERYTHING
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler)
-        and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+        and (node.type is None or re.search(r"\b(Base)?Exception\b", ast.unparse(node.type)))
     }
     assert nets == set()
 
