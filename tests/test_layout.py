@@ -158,7 +158,8 @@ def functions():
 
 def test_no_function_is_longer_than_a_screen_or_two():
     lengths = {name: node.end_lineno - node.lineno + 1 for name, node, _ in functions()}
-    assert {name: n for name, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+    too_long = {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
+    assert not too_long, too_long
 
 
 def test_no_public_function_takes_too_many_parameters():
@@ -171,12 +172,14 @@ def test_no_public_function_takes_too_many_parameters():
         counts[name] = sum(parameter is not None for parameter in parameters)
         if is_method and not any(ast.unparse(d) == "staticmethod" for d in node.decorator_list):
             counts[name] -= 1  # self
-    assert {name: n for name, n in counts.items() if n > MOST_PARAMETERS} == {}
+    too_many = {name: count for name, count in counts.items() if count > MOST_PARAMETERS}
+    assert not too_many, too_many
 
 
 def test_no_file_is_too_long():
     lengths = {module: path.read_bytes().count(b"\n") for module, (_, path) in MODULES.items()}
-    assert {module: n for module, n in lengths.items() if n > LONGEST_FILE} == {}
+    too_long = {module: length for module, length in lengths.items() if length > LONGEST_FILE}
+    assert not too_long, too_long
 
 
 def test_no_net_catches_every_exception():
@@ -188,7 +191,7 @@ def test_no_net_catches_every_exception():
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or re.search(r"\b(Base)?Exception\b", ast.unparse(node.type)))
     }
-    assert nets == set()
+    assert not nets, nets
 
 
 def test_library_errors_name_arguments_and_no_options():
@@ -202,4 +205,4 @@ def test_library_errors_name_arguments_and_no_options():
         for text in ast.walk(node)
         if isinstance(text, ast.Constant) and re.search(r"(?<!\w)--[a-z]", str(text.value))
     }
-    assert errors == set()
+    assert not errors, errors
