@@ -111,7 +111,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path, default=Path("build/ablation"))
-    parser.add_argument("--figure", type=Path, default=Path("finetune/ablation.png"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/ablation.png"))
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     finetune = command(commands, "finetune", "make a CLIP robust: your own CLIPAG", EXAMPLES)
     finetune.set_defaults(run=_run)
     arg = finetune.add_argument
-    arg("config", metavar="CONFIG", help="a .toml file, or a name: see finetune/README.md")
+    arg("config", metavar="CONFIG", help="a .toml file, or a name: see docs/finetune.md")
     arg("--set", action="append", default=[], metavar="KEY=VALUE", help="instead of the config's")
     arg("--device", help=DEVICE_HELP)
     arg("--out", type=Path, help="folder of the run (default: the config's name)")

@@ -1,0 +1,478 @@
+"""Write the tables of the documents from the figures in benchmarks/results.
+
+    python -m benchmarks.report
+
+A document marks the place of a table with `<!-- table: NAME -->` and `<!-- end -->`. Whatever is
+between the two is replaced by the table, followed by the command that measures it, the files that
+hold its figures, and the commit and machine that they come from. The text around the tables is
+written by hand and states no measured figure. `tests/test_documents.py` checks that all tables are
+current.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VANILLA, ROBUST = "clip-mini", "clipag-mini"
+BOTH = (VANILLA, ROBUST)
+
+Figures: TypeAlias = dict[str, Any]
+Cells: TypeAlias = Iterator[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the documents.
+
+    Attributes:
+        command: measures the figures and writes the one file. It is empty for a summary of other
+            tables, which is written without its sources.
+        files: names in benchmarks/results, without ".json".
+        cells: yields the header and the lines, given the figures of each file.
+    """
+
+    command: str
+    files: tuple[str, ...]
+    cells: Callable[..., Cells]
+
+    def markdown(self, document: Path) -> str:
+        """Return the table and its sources, with links that are relative to a document."""
+        figures = [json.loads(path_of(name).read_text(encoding="utf-8")) for name in self.files]
+        header, *lines = self.cells(*figures)
+        rule = tuple("---" for _ in header)
+        text = "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+        if not self.command:
+            return text
+        (name,), (content,) = self.files, figures
+        link = f"[{name}.json]({os.path.relpath(path_of(name), document.parent)})"
+        commit, machine = content["made"]["commit"], content["made"]["machine"]
+        return f"{text}\n<sub>`{self.command}`; {link}: commit {commit}, {machine}.</sub>\n"
+
+
+TABLES: dict[str, Table] = {}
+
+
+def table(command: str, *files: str) -> Callable[[Callable[..., Cells]], Callable[..., Cells]]:
+    """Register a function that yields a table's cells under the function's name."""
+
+    def register(cells: Callable[..., Cells]) -> Callable[..., Cells]:
+        TABLES[cells.__name__] = Table(command, files, cells)
+        return cells
+
+    return register
+
+
+def path_of(name: str) -> Path:
+    """Return the file of figures with a name such as "train/pag"."""
+    return RESULTS / f"{name}.json"
+
+
+def rendered(text: str, document: Path) -> str:
+    """Return a document's text with all its tables made anew."""
+    return PLACE.sub(
+        lambda match: f"{match[1]}\n{TABLES[match[2]].markdown(document)}\n{match[3]}", text
+    )
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Write a share of 1 in per cent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def select(figures: Figures, **keys: object) -> Figures:
+    """Return the one entry of `figures["rows"]` with these values."""
+    (entry,) = (row for row in figures["rows"] if all(row[k] == v for k, v in keys.items()))
+    return dict(entry)
+
+
+def r_precision(entry: Figures) -> str:
+    """Write how often the right prompt is first, and how often it is among the first 5."""
+    return f"{percent(entry['R-Prec'])} / {percent(entry['top 5'])}"
+
+
+def with_interval(value: float, low: float, high: float, digits: int) -> str:
+    """Write a mean with its 95 % interval."""
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+@table("", "quality", "clipdraw", "vqgan", "explain", "retrieval")
+def headline(
+    quality: Figures, clipdraw: Figures, vqgan: Figures, explain: Figures, retrieval: Figures
+) -> Cells:
+    """The README's table: one line for each thing that the models were compared in."""
+    yield "", *(f"`{model}`" for model in BOTH)
+    for captions, label in (
+        ("seen", "prompts seen in training"),
+        ("unseen", "concepts without any training picture"),
+    ):
+        shares = [select(quality, prompts=captions, model=m, setting="defaults") for m in BOTH]
+        yield f"pixels, {label}: R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
+    shares = [select(clipdraw, model=model, augmentation="yes") for model in BOTH]
+    yield "strokes (CLIPDraw): R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
+    shares = [select(vqgan, model=model) for model in BOTH]
+    yield "VQGAN+CLIP: R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
+    game = explain["hirescam of contrast: pointing game"]
+    yield (
+        "heat map's peak on the object",
+        *(f"{game[f'{model}, clean'][0]:.1f} %" for model in BOTH),
+    )
+    yield (
+        f"own caption in the top 10 of {retrieval['captions']:,}, clean / attacked (L2, ε = 3)",
+        *(
+            f"{percent(retrieval[m]['top 10'], 1)} / {percent(retrieval[m]['top 10, eps 3.0'], 1)}"
+            for m in BOTH
+        ),
+    )
+
+
+SETTINGS = {
+    "start only": "start only",
+    "no augmentation": "no augmentation",
+    "augmentation": "augmentation",
+    "defaults": "best of 4 tries",
+}
+
+
+@table("python -m benchmarks.quality", "quality")
+def quality(figures: Figures) -> Cells:
+    """Pixel ascent, R-Prec / top 5."""
+    yield "captions", "model", *SETTINGS.values()
+    for captions in ("seen", "unseen"):
+        for model in BOTH:
+            entries = (
+                select(figures, prompts=captions, model=model, setting=setting)
+                for setting in SETTINGS
+            )
+            yield captions, f"`{model}`", *map(r_precision, entries)
+
+
+def _one_try(figures: Figures, suffix: str, digits: int) -> Cells:
+    yield "captions", "model", "no augmentation", "augmentation"
+    for captions in ("seen", "unseen"):
+        for model in BOTH:
+            entries = (
+                select(figures, prompts=captions, model=model + suffix, setting=setting)
+                for setting in ("no augmentation", "augmentation")
+            )
+            shares = (
+                f"{percent(e['R-Prec'], digits)} / {percent(e['top 5'], digits)}" for e in entries
+            )
+            yield captions, f"`{model}`", *shares
+
+
+@table("python -m benchmarks.quality --seeds 5", "quality_seeds")
+def quality_seeds(figures: Figures) -> Cells:
+    """One try, the mean over five seeds, R-Prec / top 5."""
+    return _one_try(figures, "", 1)
+
+
+@table("python -m benchmarks.quality --no-memory", "quality_no_memory")
+def quality_no_memory(figures: Figures) -> Cells:
+    """One try without the text tower's memory, R-Prec / top 5."""
+    return _one_try(figures, ", no memory", 0)
+
+
+@table("python -m benchmarks.clipdraw --strokes 64 --steps 60", "clipdraw")
+def clipdraw(figures: Figures) -> Cells:
+    """CLIPDraw, R-Prec / top 5."""
+    yield "model", "no augmentation", "the notebook's augmentation"
+    for model in BOTH:
+        entries = (select(figures, model=model, augmentation=words) for words in ("no", "yes"))
+        yield f"`{model}`", *map(r_precision, entries)
+
+
+@table("python -m benchmarks.vqgan --prompts 100 --steps 50 --side 96", "vqgan")
+def vqgan(figures: Figures) -> Cells:
+    """VQGAN+CLIP."""
+    yield "model", "R-Prec / top 5", "similarity"
+    for model in BOTH:
+        entry = select(figures, model=model)
+        yield f"`{model}`", r_precision(entry), f"{entry['similarity']:.3f}"
+
+
+def _style_at_content(entry: Figures) -> str:
+    return f"{entry['style']:.3f} at {entry['content']:.3f}"
+
+
+@table(
+    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 10",
+    "clipstyler",
+)
+def clipstyler(figures: Figures) -> Cells:
+    """CLIPStyler: gain in style at SSIM, over the strength."""
+    canvases = ("network", "pixels")
+    yield "`--strength`", *(f"{canvas}: `{model}`" for canvas in canvases for model in BOTH)
+    for strength in sorted({row["strength"] for row in figures["rows"]}):
+        entries = (
+            select(figures, canvas=canvas, model=model, strength=strength)
+            for canvas in canvases
+            for model in BOTH
+        )
+        yield f"{strength:g}", *map(_style_at_content, entries)
+
+
+@table(
+    "python -m benchmarks.clipstyler terms --side 128 --steps 40 --patches 10",
+    "clipstyler_terms",
+)
+def clipstyler_terms(figures: Figures) -> Cells:
+    """CLIPStyler: gain in style at SSIM, without or with each of the paper's terms."""
+    canvases = ("network", "pixels")
+    yield "terms", *(f"{canvas}: `{model}`" for canvas in canvases for model in BOTH)
+    groups: dict[str, list[str]] = {}
+    for row in figures["rows"]:
+        # Each model's content is also measured by the other model's features.
+        label = "content by the other model" if "content by" in row["terms"] else row["terms"]
+        groups.setdefault(label.replace("no whole", "no whole picture"), []).append(
+            _style_at_content(row)
+        )
+    for label, cells in groups.items():
+        yield label, *cells
+
+
+def _columns(figures: Figures, digits: int) -> Cells:
+    """Yield a line for each metric of `clipag eval`, with a column for each model."""
+    yield "", *(f"`{name}`" for name in figures["columns"])
+    metrics = dict.fromkeys(
+        (row["metric"], row["judge"]) for rows in figures["columns"].values() for row in rows
+    )
+    for metric, judge in metrics:
+        cells = []
+        for rows in figures["columns"].values():
+            values = [r for r in rows if (r["metric"], r["judge"]) == (metric, judge)]
+            cells += [
+                with_interval(row["value"], row["low"], row["high"], digits) for row in values
+            ] or ["–"]
+        yield f"{metric}, {judge}", *cells
+
+
+@table("python -m benchmarks.pag pictures", "pag")
+def pag(figures: Figures) -> Cells:
+    """PAG score by real pictures, in hundredths of cosine."""
+    return _columns(figures, 2)
+
+
+@table("python -m benchmarks.pag judge", "pag_judge")
+def pag_judge(figures: Figures) -> Cells:
+    """PAG score by the evaluator, in hundredths of cosine."""
+    return _columns(figures, 2)
+
+
+@table("python -m benchmarks.pag sigma", "train/pag")
+def pag_sigma(figures: Figures) -> Cells:
+    """PAG score on training pictures, for several strengths of smoothing."""
+    return _columns(figures, 2)
+
+
+@table(
+    "python -m benchmarks.robustness --pictures 300 --attacks clean pgd --norm l2 --eps 1 "
+    "--steps 20 --size 64",
+    "robustness",
+)
+def robustness(figures: Figures) -> Cells:
+    """Accuracy in per cent, clean and attacked."""
+    return _columns(figures, 1)
+
+
+MAPS = {
+    "hirescam of contrast": "HiResCAM of the contrast",
+    "gradcam of contrast": "GradCAM of the contrast",
+    "gradcam of similarity": "GradCAM of the similarity",
+}
+MEASURES = {"pointing game": "pointing", "energy inside": "energy"}
+
+
+@table("python -m benchmarks.explain", "explain")
+def explain(figures: Figures) -> Cells:
+    """Heat maps: pointing game and energy in per cent, and what the attack takes."""
+    yield (
+        "map",
+        "model",
+        *(f"{m}, {state}" for m in MEASURES.values() for state in ("clean", "attacked", "drop")),
+    )
+    for key, label in MAPS.items():
+        for model in BOTH:
+            cells = []
+            for measure in MEASURES:
+                values = figures[f"{key}: {measure}"]
+                cells += [
+                    f"{values[f'{model}, {state}'][0]:.1f}" for state in ("clean", "attacked")
+                ]
+                cells.append(with_interval(*values[f"{model}, drop"], digits=1))
+            yield label, f"`{model}`", *cells
+
+
+@table("python -m benchmarks.explain", "explain")
+def explain_lead(figures: Figures) -> Cells:
+    """Heat maps: how many points CLIPAG is ahead."""
+    states = ("clean", "attacked")
+    yield "map", *(f"{measure}, {state}" for measure in MEASURES.values() for state in states)
+    for key, label in MAPS.items():
+        cells = [
+            with_interval(*figures[f"{key}: {measure}"][f"{ROBUST} ahead by, {state}"], digits=1)
+            for measure in MEASURES
+            for state in states
+        ]
+        yield label, *cells
+
+
+@table("python -m benchmarks.explain --choose 100", "train/explain")
+def explain_choice(figures: Figures) -> Cells:
+    """Heat maps on training pictures: the five targets, methods and stages with the best mean."""
+    yield "target, method, stage", "mean of both measures and models, clean and attacked"
+    means = {key: value["mean"] for key, value in figures.items() if ", stage " in key}
+    for key in sorted(means, key=lambda key: -means[key])[:5]:
+        yield key, f"{means[key]:.2f}"
+
+
+@table("python -m benchmarks.retrieval", "retrieval")
+def retrieval(figures: Figures) -> Cells:
+    """How often the right caption is in the top 10, clean and attacked."""
+    yield "", "clean", "ε = 1", "ε = 3"
+    for model in BOTH:
+        keys = ("top 10", "top 10, eps 1.0", "top 10, eps 3.0")
+        yield f"`{model}`", *(percent(figures[model][key], 1) for key in keys)
+
+
+PEERS = ("open_clip", "clip-anytorch")
+
+
+@table("python -m benchmarks.guidance", "guidance")
+def guidance(figures: Figures) -> Cells:
+    """Seconds of a guide's loss and gradient, beside its peers."""
+    yield (
+        "model, views", "clipag", *PEERS, "clipag / fastest peer", "share of the machine's limit",
+    )  # fmt: skip
+    looks: dict[tuple[str, int], dict[str, Figures]] = {}
+    for look in figures["looks"]:
+        looks.setdefault((look["model"], look["views"]), {})[look["implementation"]] = look
+    for (model, views), timed in looks.items():
+        seconds = {name: look["seconds"] for name, look in timed.items()}
+        peers = [seconds[name] for name in PEERS if name in seconds]
+        yield (
+            f"{model}, {views}",
+            f"{seconds['clipag']:.3g} s",
+            *(f"{seconds[name]:.3g} s" if name in seconds else "–" for name in PEERS),
+            f"{seconds['clipag'] / min(peers):.2f}" if peers else "–",
+            percent(timed["clipag"]["share of the limit"]),
+        )
+
+
+@table("python -m benchmarks.guidance", "guidance")
+def guidance_machine(figures: Figures) -> Cells:
+    """The rate of matrix products on the machine of `guidance`, and the precision chosen."""
+    rates = figures["GFLOP/s of matrix products"]
+    yield *(f"{precision}, GFLOP/s" for precision in rates), "chosen", "torch"
+    yield *(f"{rate:.0f}" for rate in rates.values()), figures["auto precision"], figures["torch"]
+
+
+@table("python -m benchmarks.guidance", "guidance")
+def pictures_speed(figures: Figures) -> Cells:
+    """Seconds of `generate()` with the model loaded."""
+    yield "`generate()`, model loaded", "seconds"
+    for label, seconds in figures["generate(), s"].items():
+        yield label, f"{seconds:.2f}"
+
+
+@table("python -m benchmarks.speed", "speed")
+def speed(figures: Figures) -> Cells:
+    """A picture from a cold start."""
+    yield '`clipag generate "a red apple"`, a whole process', ""
+    for label, value in figures.items():
+        if label != "made":
+            name, _, unit = label.rpartition(", ")
+            yield name, f"{value} {unit}"
+
+
+FINETUNE = {"clip-mini": "`clip-mini`", "ViT-B-32": "ViT-B/32"}
+
+
+@table("python -m benchmarks.finetune", "finetune")
+def finetune_speed(figures: Figures) -> Cells:
+    """Adversarial fine-tuning, pictures a CPU second, beside its peers."""
+    names = {
+        "ours": "this package, one large batch",
+        "ours, 4 micro-batches": "this package, four micro-batches",
+        "whole": "peer: `model(images, texts)`",
+        "backward": "peer: the same, `loss.backward()`",
+        "texts kept": "peer: texts embedded once",
+    }
+    models = [key for key in FINETUNE if key in figures]
+    yield "", *(f"{FINETUNE[key]}, batch {figures[key]['batch']}" for key in models)
+    for key, label in names.items():
+        yield label, *(f"{figures[m]['images per CPU second'][key]:.3g}" for m in models)
+    yield (
+        "share of this package's time that the attack takes",
+        *(percent(figures[model]["our split"]["attack"]) for model in models),
+    )
+    yield (
+        "core hours for 2,000 updates of 40,960 pictures",
+        *(
+            f"{2000 * 40960 / figures[m]['images per CPU second']['ours'] / 3600:,.0f}"
+            for m in models
+        ),
+    )
+
+
+@table("python -m benchmarks.finetune --memory", "finetune")
+def finetune_memory(figures: Figures) -> Cells:
+    """Peak memory of an update."""
+    memory = figures["memory"]
+    yield "pictures of an update", "peak memory"
+    for key, value in memory.items():
+        if key.isdigit():
+            yield f"{int(key):,}", f"{value:.0f} {memory['unit']}"
+
+
+@table("python -m benchmarks.finetune --processes", "finetune")
+def finetune_processes(figures: Figures) -> Cells:
+    """Pictures a second of one process of two threads and two of one."""
+    processes = figures["processes"]
+    yield "processes × threads", "pictures a second"
+    for key in ("1 × 2", "2 × 1"):
+        yield key, f"{processes[key]:.1f}"
+
+
+@table("python -m benchmarks.chaos", "chaos")
+def chaos(figures: Figures) -> Cells:
+    """What killing a run does."""
+    killed = figures["one of two processes killed"]
+    yield "", ""
+    yield (
+        f"largest difference of any weight after {figures['kills']} kills from an undisturbed run",
+        f"{figures['largest difference from an undisturbed run']:g}",
+    )
+    yield (
+        "one of two processes killed under torchrun",
+        f"exit code {killed['exit code']} after {killed['after seconds']} s",
+    )
+    yield (
+        "that run, finished by one process: largest difference from one process throughout",
+        f"{killed['largest difference from one process, finished by one']:.1e}",
+    )
+
+
+@table("python -m benchmarks.ablation", "ablation")
+def ablation(figures: Figures) -> Cells:
+    """Towers and threat models in small."""
+    yield "", "clean, before → after", "under its own threat model, before → after"
+    for label, accuracy in figures["accuracy"].items():
+        changes = (
+            f"{accuracy['before'][key]} → {accuracy['after'][key]}".replace("%", " %")
+            for key in ("clean", "robust")
+        )
+        yield label.replace("Linf", "L∞"), *changes
+
+
+if __name__ == "__main__":
+    for path in DOCUMENTS:
+        path.write_text(rendered(path.read_text(encoding="utf-8"), path), encoding="utf-8")
+        print(path)

@@ -1,0 +1,123 @@
+"""README and docs/: no dead link, commands that parse, code that runs, tables that are current."""
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import clipag_plugins as clip
+from benchmarks import report
+from clipag_plugins import canvas, cli, registry
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "finetune" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in DOCUMENTS}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text, *languages):
+    """Return the fenced code blocks in these languages; shell commands have none or "bash"."""
+    return [code for language, code in FENCE.findall(text) if language in languages]
+
+
+def headings(text):
+    """Return the anchors that GitHub gives a document's headings."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def shell_lines(text):
+    for code in blocks(text, "", "bash"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def test_the_readme_is_short_and_names_the_tests_command():
+    assert len(TEXTS["README.md"].split()) <= 900
+    assert "make test" in TEXTS["README.md"]
+
+
+@pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
+def test_tables_are_current(path):
+    text = path.read_text("utf-8")
+    message = "run python -m benchmarks.report"
+    assert report.rendered(text, path).splitlines() == text.splitlines(), message
+
+
+def test_every_table_and_every_file_of_figures_is_shown():
+    shown = {name for text in TEXTS.values() for _, name, _ in report.PLACE.findall(text)}
+    assert shown == set(report.TABLES)
+    used = {file for table in report.TABLES.values() for file in table.files}
+    files = report.RESULTS.rglob("*.json")
+    assert used == {f.relative_to(report.RESULTS).with_suffix("").as_posix() for f in files}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    prose = FENCE.sub("", TEXTS[name])
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in headings(target.read_text("utf-8")), link
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_commands_are_commands(name):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for words in shell_lines(TEXTS[name]):
+        if words[0] == "clipag":
+            cli.parser().parse_args(words[1:])  # exits with a message if it is wrong
+        elif words[0] == "make":
+            assert words[1] in targets
+        elif "-m" in words:
+            module = words[words.index("-m") + 1]
+            assert find_spec(module), module
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_python_compiles(name):
+    for code in blocks(TEXTS[name], "python"):
+        # A line of a table is shown as it stands there.
+        is_entry = code.lstrip().startswith('"') and code.rstrip().endswith(",")
+        compile(f"({{{code}}})" if is_entry and '": ' in code else code, name, "exec")
+
+
+def test_the_readmes_python_runs(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    swap, loop = blocks(TEXTS["README.md"], "python")
+    names = {}
+    exec(swap, names)
+    assert names["embeddings"].shape[0] == 2 and (tmp_path / "apple.png").is_file()
+    names["canvas"] = canvas.PixelCanvas(torch.full((1, 3, 64, 64), 0.5))
+    exec(loop.replace("steps=100", "steps=1"), names)
+    assert names["ascent"].images.shape == (1, 3, 64, 64)
+
+
+def test_the_canvas_of_the_guide_works(model):
+    """design.md, "How to add a canvas", as it stands there."""
+    code, test = (code for code in blocks(TEXTS["docs/design.md"], "python") if "Mosaic" in code)
+    names = {}
+    exec(code, names)
+    exec(test.replace("from clipag_plugins.integrations.mosaic import Mosaic\n", ""), names)
+    names["test_a_mosaic_comes_nearer_to_its_text"](model)
+
+
+def test_the_model_name_of_the_guide_is_an_entry():
+    (entry,) = (c for c in blocks(TEXTS["docs/design.md"], "python") if "laion/CLIP" in c)
+    ((name, source),) = eval(f"{{{entry}}}", vars(registry)).items()
+    assert name not in registry.MODELS and source.place == "hub"
+
+
+def test_versions_agree():
+    citation = (ROOT / "docs" / "CITATION.cff").read_text("utf-8")
+    assert f"version: {clip.__version__}\n" in citation
+    assert re.search(r"## \[?([\d.]+)", TEXTS["docs/CHANGELOG.md"])[1] == clip.__version__
