@@ -91,6 +91,7 @@ def test_python_compiles(name):
         compile(f"({{{code}}})" if is_entry and '": ' in code else code, name, "exec")
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     swap, loop = blocks(TEXTS["README.md"], "python")
