@@ -12,7 +12,7 @@ current.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+UNLISTED = "unlisted"  # the place of all files of figures without a table of their own
 VANILLA, ROBUST = "clip-mini", "clipag-mini"
 BOTH = (VANILLA, ROBUST)
 
@@ -77,9 +78,45 @@ def path_of(name: str) -> Path:
 
 def rendered(text: str, document: Path) -> str:
     """Return a document's text with all its tables made anew."""
-    return PLACE.sub(
-        lambda match: f"{match[1]}\n{TABLES[match[2]].markdown(document)}\n{match[3]}", text
-    )
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[2]
+        tables = _unlisted_tables() if name == UNLISTED else [TABLES[name]]
+        return "\n".join([match[1], *(each.markdown(document) for each in tables), match[3]])
+
+    return PLACE.sub(replace, text)
+
+
+def _unlisted_tables() -> list[Table]:
+    """Return a plain table for each file of figures that has none of its own."""
+    listed = {name for each in TABLES.values() for name in each.files}
+    names = [
+        path.relative_to(RESULTS).with_suffix("").as_posix() for path in RESULTS.rglob("*.json")
+    ]
+    commands = {name: f"python -m benchmarks.{name.partition('_')[0]}" for name in names}
+    return [
+        Table(commands[name], (name,), _every_value) for name in sorted(names) if name not in listed
+    ]
+
+
+def _every_value(figures: Figures) -> Cells:
+    yield "", ""
+    for label, value in _flat({key: value for key, value in figures.items() if key != "made"}):
+        yield label, f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(value: Any, label: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of nested dicts and lists under the keys that lead to it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{label}, {key}" if label else str(key))
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        for number, inner in enumerate(value, start=1):
+            yield from _flat(inner, f"{label}, {number}")
+    elif isinstance(value, list):
+        yield label, ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in value)
+    else:
+        yield label, value
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -98,8 +135,9 @@ def r_precision(entry: Figures) -> str:
     return f"{percent(entry['R-Prec'])} / {percent(entry['top 5'])}"
 
 
-def with_interval(value: float, low: float, high: float, digits: int) -> str:
+def with_interval(values: Sequence[float], digits: int) -> str:
     """Write a mean with its 95 % interval."""
+    value, low, high = values
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
@@ -249,7 +287,7 @@ def _columns(figures: Figures, digits: int) -> Cells:
         for rows in figures["columns"].values():
             values = [r for r in rows if (r["metric"], r["judge"]) == (metric, judge)]
             cells += [
-                with_interval(row["value"], row["low"], row["high"], digits) for row in values
+                with_interval([row["value"], row["low"], row["high"]], digits) for row in values
             ] or ["–"]
         yield f"{metric}, {judge}", *cells
 
@@ -306,7 +344,7 @@ def explain(figures: Figures) -> Cells:
                 cells += [
                     f"{values[f'{model}, {state}'][0]:.1f}" for state in ("clean", "attacked")
                 ]
-                cells.append(with_interval(*values[f"{model}, drop"], digits=1))
+                cells.append(with_interval(values[f"{model}, drop"], digits=1))
             yield label, f"`{model}`", *cells
 
 
@@ -317,7 +355,7 @@ def explain_lead(figures: Figures) -> Cells:
     yield "map", *(f"{measure}, {state}" for measure in MEASURES.values() for state in states)
     for key, label in MAPS.items():
         cells = [
-            with_interval(*figures[f"{key}: {measure}"][f"{ROBUST} ahead by, {state}"], digits=1)
+            with_interval(figures[f"{key}: {measure}"][f"{ROBUST} ahead by, {state}"], digits=1)
             for measure in MEASURES
             for state in states
         ]
