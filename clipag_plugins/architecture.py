@@ -1,4 +1,4 @@
-"""From a state dict or an open_clip config to a model, checked tensor by tensor."""
+"""Build models from state dicts and open_clip configs; check every tensor first."""
 
 import re
 import warnings
@@ -10,44 +10,45 @@ from torch import Tensor, nn
 
 from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
 from .errors import ClipagError
-from .vit import CLIP
+from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
+from .vit import CLIP, Variant
 
-# What OpenAI's files hold beside the weights.
+# Numbers that OpenAI's files hold beside the weights.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-# Heads of 64 everywhere but in open_clip's H, g and bigG, whose widths nothing else has.
+# Heads are 64 wide, except in open_clip's H, g and bigG. No other model has their widths.
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
-# A config with other settings is for open_clip to build.
+# `vit.CLIP` covers these settings. A config with any other is built by open_clip.
 PLAIN = {
     "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
-# Far beyond any CLIP: a config that asks for more asks for all memory there is.
-LARGEST, DEEPEST = 1_000_000, 200
 
 
 def from_state(
     state: Mapping[str, Tensor], what: str, name: str = "CLIP", quick_gelu: bool | None = None
 ) -> ClipagModel:
-    """Build the model that a state dict in OpenAI's names is of.
+    """Build a model from a state dict in OpenAI's names.
 
     Args:
         state: the tensors.
-        what: what messages call it, such as the file's path.
-        name: what the model will be called.
-        quick_gelu: the activation where nothing in the state dict tells; None assumes
+        what: how messages name the state dict, such as the file's path.
+        name: the model's name.
+        quick_gelu: the activation to use if the state dict does not tell; None assumes
             open_clip's usual GELU, with a warning.
 
     Raises:
-        ClipagError: it is not a CLIP's, or a tensor is of the wrong shape or not finite.
+        ClipagError: the state dict is not a CLIP's, or a tensor has the wrong shape or holds
+            values that are not finite.
     """
     hint = _activation(state)
     state = clean(state)
     config = infer_config(state, what)
     if hint is None and quick_gelu is None:
         warnings.warn(
-            f"{what} does not tell its activation: GELU is assumed, as open_clip's models have; "
-            "weights of OpenAI's want QuickGELU and should come as OpenAI's own .pt file.",
+            f"{what} does not say which activation it was trained with: GELU is assumed, which "
+            "open_clip's models use. OpenAI's weights need QuickGELU: load them from OpenAI's own "
+            ".pt file.",
             stacklevel=2,
         )
     if quick_gelu if hint is None else hint:
@@ -56,7 +57,7 @@ def from_state(
 
 
 def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what is no weight, and the prefix that data-parallel training adds."""
+    """Remove entries that are not weights, and the prefix that data-parallel training adds."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(())
@@ -68,17 +69,17 @@ def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _activation(state: Mapping[str, Tensor]) -> bool | None:
-    """Say whether a state dict wants QuickGELU; None where nothing in it tells.
+    """Return whether a state dict needs QuickGELU, or None if nothing in it tells.
 
-    Those of this package say so. OpenAI's files hold three numbers beside the weights, or mix
-    half and full precision. Else the order tells whose code wrote it: OpenAI's blocks define
-    their attention before their first norm, open_clip's after. Sorted names, as in
-    `.safetensors`, tell nothing: there the bias comes before the weight.
+    State dicts of this package record it in their metadata. OpenAI's files hold three numbers
+    beside the weights, or mix half and full precision. Otherwise the order of the names tells:
+    OpenAI's blocks define attention before the first norm, open_clip's after it. Sorted names, as
+    in `.safetensors` files, do not tell: they can be recognised by a bias before its weight.
     """
     metadata = getattr(state, "_metadata", None)
-    own = metadata.get("") if isinstance(metadata, dict) else None
-    if isinstance(own, dict) and "quick_gelu" in own:
-        return bool(own["quick_gelu"])
+    of_model = metadata.get("") if isinstance(metadata, dict) else None
+    if isinstance(of_model, dict) and "quick_gelu" in of_model:
+        return bool(of_model["quick_gelu"])
     floats = {value.dtype for value in state.values() if value.is_floating_point()}
     if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
         return True
@@ -90,14 +91,18 @@ def _activation(state: Mapping[str, Tensor]) -> bool | None:
 
 
 def infer_config(state: Mapping[str, Tensor], what: str) -> dict[str, Any]:
-    """Read the architecture off the shapes, as an open_clip `model_cfg`."""
+    """Infer the architecture from the tensors' shapes; return it as an open_clip `model_cfg`.
+
+    Raises:
+        ClipagError: a tensor is missing that every CLIP has, or has a wrong number of dimensions.
+    """
 
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         if key not in state:
-            raise ClipagError(f"{what} is of another architecture than CLIP: it has no {key!r}.")
+            raise ClipagError(f"{what} has another architecture than CLIP: it has no {key!r}.")
         if state[key].ndim != dimensions or 0 in state[key].shape:
             raise ClipagError(
-                f"{what} is of another architecture than CLIP: {key} is {tuple(state[key].shape)}."
+                f"{what} has another architecture than CLIP: {key} is {tuple(state[key].shape)}."
             )
         return tuple(state[key].shape)
 
@@ -132,7 +137,7 @@ def infer_config(state: Mapping[str, Tensor], what: str) -> dict[str, Any]:
         if width in HEAD_WIDTHS:
             vision["head_width"] = HEAD_WIDTHS[width]
         if mlp_width != 4 * width:
-            # Half a unit more, since the product is cut to a whole number again.
+            # open_clip truncates width * mlp_ratio; + 0.5 survives the round trip.
             vision["mlp_ratio"] = (mlp_width + 0.5) / width
         text_mlp, _ = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)
         if text_mlp != 4 * text_width:
@@ -147,77 +152,51 @@ def _count(names: Iterable[str], pattern: str) -> int:
 def from_config(
     config: dict[str, Any], state: Mapping[str, Tensor], what: str, name: str
 ) -> ClipagModel:
-    """Build the model of an open_clip `model_cfg` and fill it.
+    """Build a model from an open_clip `model_cfg` and load a state dict in open_clip's names.
+
+    Args:
+        config: the `model_cfg`, with `vision_cfg` and `text_cfg`.
+        state: the tensors, after `clean`.
+        what: how messages name the state dict, such as the file's path.
+        name: the model's name.
 
     Raises:
-        ClipagError: the config makes no CLIP that this package can guide with, or the
-            state dict is not of that architecture.
+        ClipagError: this package cannot guide with a model of this config, or the state dict has
+            another architecture.
     """
-    try:
-        check_config(config, what)
-        if _is_plain(config):
-            model: ClipagModel = _plain(config, name)
-        else:
-            # Shapes first: a config may ask for more memory than there is.
-            with torch.device("meta"):
-                shapes = OpenClip(config, name).weights()
-            check_tensors(shapes, state, what)
-            model = OpenClip(config, name)
-    except ClipagError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ArithmeticError,
-            RuntimeError) as error:  # fmt: skip
-        raise ClipagError(
-            f"The architecture of {what} is not one that open_clip knows: {error}."
-        ) from error
-    if isinstance(model, OpenClip):
-        model.fill(state, what)
-    else:
-        fill(model, state, what)
+    check_config(config, what)
+    if _is_plain(config):
+        plain = _plain(config, what, name)
+        load_weights(plain, state, what)
+        return plain
+    # Compare shapes before memory is allocated: a hostile config may ask for more than there is.
+    with torch.device("meta"):
+        shapes = OpenClip(config, name, what).weights()
+    check_tensors(shapes, state, what)
+    model = OpenClip(config, name, what)
+    model.load_weights(state, what)
     return model
 
 
 def check_preprocessing(config: Any, what: str) -> None:
-    """Refuse models that are fed otherwise than with CLIP's mean and standard deviation."""
+    """Refuse models that need another normalisation than CLIP's mean and standard deviation.
+
+    Raises:
+        ClipagError: the model does, or its `preprocess_cfg` is malformed.
+    """
     for key, ours in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
         try:
             theirs = config.get(key) or ours
             same = all(abs(a - b) <= 1e-3 for a, b in zip(theirs, ours, strict=True))
         except (AttributeError, TypeError, ValueError) as error:
             raise ClipagError(
-                f"The preprocess_cfg of {what} holds no mean and std of colours: fetch it again."
+                f"The preprocess_cfg of {what} has no mean and std of 3 colours: fetch it again."
             ) from error
         if not same:
             raise ClipagError(
-                f"{what} wants its images with {key} {theirs}, but guidance feeds every model "
-                f"CLIP's {ours}: choose a model with CLIP's preprocessing."
+                f"{what} needs images normalised with {key} {theirs}, but guidance gives every "
+                f"model CLIP's {ours}: choose a model with CLIP's preprocessing."
             )
-
-
-def check_config(config: dict[str, Any], what: str) -> None:
-    """Refuse a config that asks for the network, for other tokens or for all memory."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    if text.get("hf_model_name"):
-        raise ClipagError(
-            f"The text tower of {what} is {text['hf_model_name']!r} from transformers: only "
-            "CLIP's own text transformer is supported."
-        )
-    if ":" in str(vision.get("timm_model_name")):
-        raise ClipagError(f"{what} takes its image tower from elsewhere: choose another model.")
-    words, positions = text.get("vocab_size", 49408), text.get("context_length", 77)
-    if not isinstance(words, int):
-        raise ClipagError(f"{what} has the impossible setting vocab_size = {words!r:.40}.")
-    other_tokens = words > 49408 or ("hf_tokenizer_name" in text and words != 49408)
-    if "init_logit_bias" in config or other_tokens or positions != 77:
-        raise ClipagError(
-            f"{what} is not trained on CLIP's tokens, 77 a text, and CLIP's loss: choose a CLIP."
-        )
-    for part in (config, vision, text):
-        for key, value in part.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                most = DEEPEST if key in ("layers", "depths") else LARGEST
-                if isinstance(number, int | float) and not 0 <= number <= most:
-                    raise ClipagError(f"{what} has the impossible setting {key} = {value}.")
 
 
 def _is_plain(config: dict[str, Any]) -> bool:
@@ -230,49 +209,86 @@ def _is_plain(config: dict[str, Any]) -> bool:
     )
 
 
-def _plain(config: dict[str, Any], name: str) -> CLIP:
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    width, text_width = vision.get("width", 768), text.get("width", 512)
-    with torch.device("meta"):  # shapes alone: the state dict brings the memory
+def _plain(config: dict[str, Any], what: str, name: str) -> CLIP:
+    """Build a vision transformer CLIP, on the meta device: its weights have shapes, no memory."""
+    top = Settings(config, what)
+    vision, text = Settings(config["vision_cfg"], what), Settings(config["text_cfg"], what)
+    width, text_width = vision.integer("width", 768), text.integer("width", 512)
+    vision_heads = max(1, width // vision.integer("head_width", 64))
+    text_heads = text.integer("heads", 8)
+    vision.require_multiple("width", width, vision_heads)
+    text.require_multiple("width", text_width, text_heads)
+    variant = Variant(
+        vision_heads=vision_heads,
+        vision_mlp_width=int(width * vision.ratio("mlp_ratio", 4)),
+        transformer_mlp_width=int(text_width * text.ratio("mlp_ratio", 4)),
+        quick_gelu=top.flag("quick_gelu"),
+        name=name,
+        config=config,
+    )
+    with torch.device("meta"):
         return CLIP(
-            config["embed_dim"],
-            vision.get("image_size", 224),
-            vision.get("layers", 12),
+            top.integer("embed_dim"),
+            vision.integer("image_size", 224, largest=LARGEST_SIDE),
+            vision.integer("layers", 12, largest=DEEPEST),
             width,
-            vision.get("patch_size", 16),
-            text.get("context_length", 77),
-            text.get("vocab_size", 49408),
+            vision.integer("patch_size", 16, largest=LARGEST_SIDE),
+            text.integer("context_length", 77),
+            text.integer("vocab_size", 49408),
             text_width,
-            text.get("heads", 8),
-            text.get("layers", 12),
-            vision_heads=max(1, width // vision.get("head_width", 64)),
-            vision_mlp_width=int(width * vision.get("mlp_ratio", 4)),
-            transformer_mlp_width=int(text_width * text.get("mlp_ratio", 4)),
-            quick_gelu=config.get("quick_gelu", False),
-            name=name,
-            config=config,
+            text_heads,
+            text.integer("layers", 12, largest=DEEPEST),
+            variant=variant,
         )
 
 
-class OpenClip(TwoTowers):
-    """Any other architecture of open_clip: its ResNets, ConvNeXts and the rest.
+def _build_with_open_clip(config: Mapping[str, Any], what: str) -> nn.Module:
+    """Build a model of open_clip's.
 
-    Their parts are reachable as `model.visual.…` and `model.…`, in open_clip's own layout.
+    Raises:
+        ClipagError: open_clip cannot.
+    """
+    import open_clip
+
+    settings = {key: value for key, value in config.items() if key != "custom_text"}
+    settings["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    try:
+        model: nn.Module = kind(**settings)
+    except Exception as error:  # open_clip raises anything on a config that it does not know
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ClipagError(
+            f"The architecture of {what} is not one that open_clip knows: {reason}."
+        ) from error
+    return model
+
+
+class OpenClip(TwoTowers):
+    """Any other architecture of open_clip, such as its ResNets and ConvNeXts.
+
+    `model.visual` has the parts of open_clip's image tower, and `model` those of its text tower,
+    in open_clip's layout.
+
+    Args:
+        config: the `model_cfg`.
+        name: the model's name.
+        what: how messages name the model's source; by default its name.
+
+    Raises:
+        ClipagError: open_clip cannot build such a model.
     """
 
-    def __init__(self, config: dict[str, Any], name: str):
-        import open_clip
-
-        settings = {key: value for key, value in config.items() if key != "custom_text"}
-        vision = {**settings["vision_cfg"], "timm_model_pretrained": False}
-        settings["vision_cfg"] = vision
-        kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-        clip = kind(**settings)
-        side = vision.get("image_size", 224)
-        tower = ImageTower(clip.visual, side if isinstance(side, int) else side[0],
-                           config["embed_dim"])  # fmt: skip
+    def __init__(self, config: dict[str, Any], name: str, what: str | None = None):
+        what = what or name
+        side = config["vision_cfg"].get("image_size", 224)
+        if isinstance(side, list | tuple) and side:
+            side = side[0]
+        Settings({"image_size": side}, what).integer("image_size", largest=LARGEST_SIDE)
+        embed_dim = Settings(config, what).integer("embed_dim")
+        clip: Any = _build_with_open_clip(config, what)
+        tower = ImageTower(clip.visual, side, embed_dim)
         super().__init__(name, tower, clip, 0.0, clip.context_length, clip.vocab_size, config)
-        # Each weight has one home: the text half keeps neither the image tower nor the scale.
+        # Each weight has one place: the text half keeps neither the image tower nor the scale.
         del clip.visual, clip.logit_scale
 
     def encode_text(self, text: Tensor) -> Tensor:
@@ -285,20 +301,31 @@ class OpenClip(TwoTowers):
         visual = self.visual.tower.state_dict(prefix="visual.")
         return {"logit_scale": self.logit_scale.detach(), **visual, **self.text.state_dict()}
 
-    def fill(self, state: Mapping[str, Tensor], what: str) -> None:
-        """Load a state dict in open_clip's names, checked."""
+    def load_weights(self, state: Mapping[str, Tensor], what: str) -> None:
+        """Load a state dict in open_clip's names.
+
+        Raises:
+            ClipagError: as for `check_tensors`.
+        """
         check_tensors(self.weights(), state, what)
-        ours = {
-            f"visual.tower.{key.removeprefix('visual.')}"
-            if key.startswith("visual.")
-            else key if key == "logit_scale" else f"text.{key}": value
-            for key, value in state.items()
-        }  # fmt: skip
-        self.load_state_dict(ours)
+        self.load_state_dict({_name_in_two_towers(key): value for key, value in state.items()})
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict after checking that every name, shape and value is as it should be."""
+def _name_in_two_towers(name: str) -> str:
+    """Return the name that a weight of open_clip's has in `OpenClip`."""
+    if name == "logit_scale":
+        return name
+    if name.startswith("visual."):
+        return f"visual.tower.{name.removeprefix('visual.')}"
+    return f"text.{name}"
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict into a module, which may be on the meta device.
+
+    Raises:
+        ClipagError: as for `check_tensors`.
+    """
     expected = module.state_dict()
     check_tensors(expected, state, what)
     # Assigned, not copied: a module on the meta device has no memory to copy into.
@@ -308,16 +335,25 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
 
 
 def check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse a state dict whose names, shapes or values are not as they should be."""
-    if missing := sorted(expected.keys() ^ state.keys()):
+    """Refuse a state dict that does not fit.
+
+    Args:
+        expected: a state dict with the right names and shapes, for instance on the meta device.
+        state: the state dict to check.
+        what: how messages name it.
+
+    Raises:
+        ClipagError: names or shapes differ, or a value is not finite.
+    """
+    if differing := sorted(expected.keys() ^ state.keys()):
         raise ClipagError(
-            f"{what} is of another architecture: {len(missing)} tensors differ in name, "
-            f"{missing[0]!r} first."
+            f"{what} has another architecture: {len(differing)} tensor names differ, for "
+            f"instance {differing[0]!r}."
         )
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
             raise ClipagError(
-                f"{what} is of another architecture: {key} is {tuple(state[key].shape)}, "
+                f"{what} has another architecture: {key} is {tuple(state[key].shape)}, "
                 f"not {tuple(tensor.shape)}."
             )
         if not torch.isfinite(state[key]).all():

@@ -1,4 +1,4 @@
-"""Fetch files from the Hugging Face Hub and from Zenodo; check them before they are used."""
+"""Fetch files from the Hugging Face Hub, Zenodo and the web, and check them before use."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ from .files import write_beside
 
 ZENODO = "https://zenodo.org"
 BY_HAND = (
-    "put its open_clip_config.json and open_clip_model.safetensors into a folder and give that "
-    "as the model; clipag-mini works now, without a download"
+    "put its open_clip_config.json and open_clip_model.safetensors into a folder and name that "
+    "folder as the model; clipag-mini works now, without a download"
 )
 
 
 def cache_folder(root: str | Path | None = None) -> Path:
-    """Return where files go that are not the Hub's own, `~/.cache/clipag` by default."""
+    """Return the folder for files that are not from the Hub, `~/.cache/clipag` by default."""
     if root is not None:
         return Path(root).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clipag"
@@ -26,14 +26,19 @@ def cache_folder(root: str | Path | None = None) -> Path:
 
 @contextmanager
 def hub_errors(repo: str, remedy: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence, which ends in the remedy.
+    """Turn errors of huggingface_hub inside the block into one sentence that ends in a remedy.
+
+    Args:
+        repo: how messages name the server or repository.
+        remedy: what to do if it cannot be reached.
 
     Raises:
-        ClipagError: any of it, but for a file that the repository does not have.
+        RemoteEntryNotFoundError: of huggingface_hub: the repository has no such file.
+        ClipagError: the request failed for another reason.
     """
     from huggingface_hub import errors
 
-    # The base error of whichever HTTP client the Hub's library uses.
+    # huggingface_hub's HTTP client depends on its version; this is the client's base error.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
@@ -41,7 +46,7 @@ def hub_errors(repo: str, remedy: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as error:
         raise ClipagError(
-            f"{repo} is gated: ask for access at its page on the Hub, then run `hf auth login`."
+            f"{repo} is gated: ask for access on its page at the Hub, then run hf auth login."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ClipagError(f"{repo} has no such revision: see its history on the Hub.") from error
@@ -56,7 +61,7 @@ def hub_errors(repo: str, remedy: str) -> Iterator[None]:
             f"{repo} cannot be reached ({_reason(reason or error)}): {remedy}."
         ) from error
     except OSError as error:
-        # The Hub's client raises this where a download stays shorter than promised.
+        # huggingface_hub raises this if a download is shorter than announced.
         if "Consistency check failed" not in str(error):
             raise
         raise ClipagError(f"The download from {repo} was incomplete: pull it again.") from error
@@ -77,19 +82,28 @@ def hub_file(
     token: str | bool | None = None,
     remedy: str = BY_HAND,
 ) -> Path | None:
-    """Return a file of a Hub repository, fetched if need be; None where it has no such file.
+    """Return the path of a file in a Hub repository; fetch it if it is not in the cache.
 
-    `remedy` is what to do where the Hub cannot be reached.
+    Args:
+        repo: "owner/name".
+        filename: the file's path in the repository.
+        revision: branch, tag or commit; by default the main branch.
+        cache_dir: instead of the Hub's own cache.
+        token: instead of the one that `hf auth login` or `HF_TOKEN` gave.
+        remedy: what to do if the Hub cannot be reached, for the message.
+
+    Returns:
+        The path, or None if the repository has no such file.
 
     Raises:
-        ClipagError: it cannot be had, or is not what its checksum says.
+        ClipagError: the file cannot be fetched, or does not match its checksum.
     """
     from huggingface_hub import constants, errors, get_session, hf_hub_download
 
     try:
         with hub_errors(repo, remedy):
             if not is_cached(repo, filename, cache_dir, revision):
-                # Where there is no network, its client would try again for half a minute.
+                # Without a network, hf_hub_download would retry for half a minute; this does not.
                 get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             path = Path(
                 hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir, token=token)
@@ -97,10 +111,10 @@ def hub_file(
     except errors.RemoteEntryNotFoundError:
         return None
     blob = path.resolve()
-    home = next(folder.parent for folder in path.parents if folder.name == "snapshots")
-    if not blob.is_relative_to(home.resolve()):
+    repo_folder = next(folder.parent for folder in path.parents if folder.name == "snapshots")
+    if not blob.is_relative_to(repo_folder.resolve()):
         raise ClipagError(f"{path} points out of the cache, to {blob}: remove it and pull again.")
-    # The cache names a blob after its checksum: SHA-256 for large files, git's for small ones.
+    # A blob's name in the cache is its checksum: SHA-256 for large files, git's for small ones.
     if blob.name not in (sha256(blob), _git_sha1(blob)) and re.fullmatch(
         r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name
     ):
@@ -112,33 +126,33 @@ def hub_file(
 def is_cached(
     repo: str, filename: str, cache_dir: str | Path | None = None, revision: str | None = None
 ) -> bool:
-    """Say whether the Hub's cache has a file."""
+    """Return whether a file of a Hub repository is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
-    return isinstance(found, str)
+    path = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
+    return isinstance(path, str)
 
 
 def zenodo_file(record: str, filename: str, folder: Path) -> Path:
-    """Return a file of a Zenodo record, fetched into `folder` if need be.
+    """Return the path of a file in a Zenodo record; fetch it if `folder` does not have it.
 
-    The download resumes where it was cut, is checked against the record's checksum and only
-    then gets its name. A file that somebody put there by hand is taken as it is.
+    An interrupted download resumes. A complete one is checked against the record's checksum before
+    it gets its name. A file that the user put into `folder` by hand is not checked.
 
     Raises:
-        ClipagError: it cannot be had, or is not what its checksum says.
+        ClipagError: the file cannot be fetched, or does not match its checksum.
     """
     from filelock import FileLock
 
     target = folder / filename
-    note = folder / f"{filename}.sha256"
+    digest = folder / f"{filename}.sha256"
     if target.is_file():
-        if note.is_file() and note.read_text(encoding="utf-8").strip() != sha256(target):
+        if digest.is_file() and digest.read_text(encoding="utf-8").strip() != sha256(target):
             raise ClipagError(f"{target} is damaged: remove it and pull again.")
         return target
     remedy = (
-        f"fetch {filename} from record {record} elsewhere and put it at {target}; clipag-mini "
-        "works now, without a download"
+        f"fetch {filename} from record {record} on another machine and put it at {target}; "
+        "clipag-mini works now, without a download"
     )
     folder.mkdir(parents=True, exist_ok=True)
     with hub_errors("Zenodo", remedy), FileLock(folder / f"{filename}.lock"):
@@ -149,27 +163,27 @@ def zenodo_file(record: str, filename: str, folder: Path) -> Path:
         _fetch(f"{ZENODO}/records/{record}/files/{filename}?download=1", partial, size)
         if _digest(partial, algorithm) != checksum:
             partial.unlink()
-            raise ClipagError(f"{filename} arrived damaged and was thrown away: pull again.")
-        with write_beside(note) as temporary:
+            raise ClipagError(f"{filename} arrived damaged and was removed: pull it again.")
+        with write_beside(digest) as temporary:
             temporary.write_text(sha256(partial) + "\n", encoding="utf-8")
         partial.replace(target)
     return target
 
 
 def web_file(url: str, target: Path) -> Path:
-    """Return `target`, fetched from a plain web address if it is not there.
+    """Return `target`; fetch it from a web address if it does not exist.
 
-    The download resumes where it was cut. Such places publish no checksum: what is checked is the
-    length that the server tells, and the rest is for whoever reads the file.
+    An interrupted download resumes. Plain web servers publish no checksum, so only the length is
+    checked; the reader of the file must check its content.
 
     Raises:
-        ClipagError: it cannot be had.
+        ClipagError: the file cannot be fetched.
     """
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        hub_errors(url, f"fetch it elsewhere and put it at {target}"),
+        hub_errors(url, f"fetch it on another machine and put it at {target}"),
         FileLock(f"{target}.lock"),
     ):
         if not target.is_file():
@@ -191,13 +205,16 @@ def _zenodo_entry(record: str, filename: str) -> tuple[int, str, str]:
         return int(entry["size"]), algorithm, checksum
     except (StopIteration, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ClipagError(
-            f"Zenodo's answer names no file {filename} in record {record}: see "
+            f"Zenodo's answer lists no file {filename} in record {record}: see "
             f"{ZENODO}/records/{record}."
         ) from error
 
 
 def _fetch(url: str, partial: Path, size: int | None = None) -> None:
-    """Download to `partial`, from where it ends; `size` is what it should have in the end."""
+    """Download the rest of a file to `partial`, which may hold its beginning.
+
+    `size` is the number of bytes of the whole file; None takes the server's word.
+    """
     from huggingface_hub import errors
     from huggingface_hub.file_download import http_get
 
@@ -205,10 +222,10 @@ def _fetch(url: str, partial: Path, size: int | None = None) -> None:
         with partial.open("ab") as file:
             http_get(url, file, resume_size=file.tell(), expected_size=size)
     except errors.HfHubHTTPError as error:
-        if error.response.status_code == 416:  # nothing follows where it ends
+        if error.response.status_code == 416:  # `partial` is as long as the file, or longer
             partial.unlink()
             raise ClipagError(
-                f"{partial} was no part of {url} and has been removed: pull it again."
+                f"{partial} was not a part of {url} and has been removed: pull it again."
             ) from error
         raise
 

@@ -1,4 +1,4 @@
-"""The models inside the package: their files, checked, and how they are put together."""
+"""Load the models inside the package, and check their files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ FOLDER = Path(__file__).parent / "weights"
 
 
 def load(name: str) -> ClipagModel:
-    """Load an embedded model on the CPU: one of the names under "models" in weights/config.json.
+    """Load an embedded model on the CPU.
+
+    Args:
+        name: a name under "models" in weights/config.json.
 
     Raises:
         ClipagError: a file of the package is damaged.
@@ -22,20 +25,25 @@ def load(name: str) -> ClipagModel:
     config = read_config()
     entry = config["models"][name]
     model = mini.build_model(config["model_cfg"], name, entry["logit_scale"])
-    image, text, memory = (
-        checked_path(f) for f in (entry["image"], config["text"], config["memory"])
-    )
-    architecture.fill(model.visual.tower, untrusted.read(image), str(image))
-    # Both models share the text tower and the memory's keys; each has its own values.
-    both = untrusted.read(memory)
-    of_this_model = {"memory.keys": both["keys"], "memory.values": both[name]}
-    architecture.fill(model.text, {**untrusted.read(text), **of_this_model}, str(text))
+    image = checked_path(entry["image"])
+    architecture.load_weights(model.visual.tower, untrusted.read(image), str(image))
+    # Both models share the text tower and the memory's keys. Each has its own values.
+    text, memory = checked_path(config["text"]), untrusted.read(checked_path(config["memory"]))
+    memory_of_model = {"memory.keys": memory["keys"], "memory.values": memory[name]}
+    architecture.load_weights(model.text, {**untrusted.read(text), **memory_of_model}, str(text))
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
 
 
 def checked_path(entry: dict[str, str]) -> Path:
-    """Return the path of a file in weights/ after checking its sha256."""
+    """Return the path of a file in weights/ after checking its SHA-256.
+
+    Args:
+        entry: "name" and "sha256", as in weights/config.json.
+
+    Raises:
+        ClipagError: the file is damaged.
+    """
     path = FOLDER / entry["name"]
     digest = download.sha256(path)
     if digest != entry["sha256"]:
@@ -44,6 +52,6 @@ def checked_path(entry: dict[str, str]) -> Path:
 
 
 def read_config() -> dict[str, Any]:
-    """Read the config of the embedded models: their shape, files and checksums."""
+    """Read weights/config.json: the embedded models' architecture, files and checksums."""
     config: dict[str, Any] = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     return config

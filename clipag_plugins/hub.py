@@ -1,4 +1,4 @@
-"""Load models: by name, from a file, a folder or the Hugging Face Hub. Checked before use."""
+"""Load models: by name, from a file, from a folder or from the Hugging Face Hub."""
 
 import json
 import os
@@ -15,20 +15,21 @@ from . import architecture, download, embedded, mini, untrusted
 from .base import ClipagModel, transform
 from .defaults import MODEL
 from .errors import ClipagError
+from .model_config import check_config
 from .registry import MODELS, Source
 from .vit import convert_weights
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-# The names of weights in OpenCLIP repositories, the safe format first.
+# Names of the weights file in OpenCLIP repositories, the safe format first.
 WEIGHTS = (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 REPOSITORY = r"[\w.-]+/[\w.-]+"
-FILES = (".bin", ".pt", ".pth", ".safetensors")  # a name that ends so is a file's
+FILES = (".bin", ".pt", ".pth", ".safetensors")  # endings of weights files
 MINI_CONFIG, MINI_WEIGHTS = "config.json", "model.safetensors"
 
 
 def available_models() -> list[str]:
-    """Return the names that `load` and `load_model` know."""
+    """Return the names of models that `load` and `load_model` take."""
     return list(MODELS)
 
 
@@ -45,7 +46,7 @@ def load(
             of the Hugging Face Hub as "owner/name".
         device: where the model goes; by default CUDA if there is one. On CUDA the weights
             are half precision, as OpenAI's are.
-        jit: accepted for old scripts, with a warning: there is no TorchScript here.
+        jit: accepted for old scripts; true gives a warning, since models are not TorchScript.
         download_root: folder for downloads instead of the usual caches.
 
     Returns:
@@ -66,7 +67,7 @@ def load(
     return model, transform(model.visual.input_resolution)
 
 
-# The drop-in under its own name: a script changes `clip.load` to `clip.load_clipag`.
+# For scripts that keep OpenAI's `clip.load` beside it.
 load_clipag = load
 
 
@@ -92,8 +93,8 @@ def load_model(
 def build_model(state_dict: Mapping[str, Tensor]) -> ClipagModel:
     """Build a CLIP from a state dict in OpenAI's names, as `clip.model.build_model` does.
 
-    The activation is OpenAI's QuickGELU, unless the state dict was made by this package, which
-    records it. Weights come out as float32, in eval mode.
+    The activation is OpenAI's QuickGELU, unless the state dict tells otherwise, as those of this
+    package do. The model is float32 and in eval mode.
 
     Raises:
         ClipagError: the state dict is not a CLIP's.
@@ -102,31 +103,32 @@ def build_model(state_dict: Mapping[str, Tensor]) -> ClipagModel:
 
 
 def _load(name: str | os.PathLike[str], download_root: str | Path | None) -> ClipagModel:
-    """Load a model on the CPU, with weights that take gradients."""
-    known = os.fspath(name)
-    if known in MODELS:
-        model = _load_named(known, MODELS[known], download_root)
-        model.source = MODELS[known]
+    """Load a model on the CPU. Its weights require gradients."""
+    text = os.fspath(name)
+    if text in MODELS:
+        model = _load_named(text, MODELS[text], download_root)
+        model.source = MODELS[text]
         return model
-    path = Path(known).expanduser()
+    path = Path(text).expanduser()
     if path.is_file() and _has_config_beside(path):
         return from_pretrained(str(path.parent))
     if path.is_file():
         return architecture.from_state(untrusted.read(path), str(path), path.name)
-    if f"vanilla:{known}" in MODELS:
+    if f"vanilla:{text}" in MODELS:
+        robust = [key for key in MODELS if not key.startswith(("vanilla", "clip-"))]
         raise ClipagError(
-            f"There is no CLIPAG of {known}: 'vanilla:{known}' is OpenAI's, and robust are "
-            f"{', '.join(key for key in MODELS if not key.startswith(('vanilla', 'clip-')))}."
+            f"There is no CLIPAG of {text}: choose 'vanilla:{text}', which is OpenAI's model, or "
+            f"one of the robust models {', '.join(robust)}."
         )
-    if path.is_dir() or (re.fullmatch(REPOSITORY, known) and path.suffix not in FILES):
-        return from_pretrained(known, cache_dir=download_root)
+    if path.is_dir() or (re.fullmatch(REPOSITORY, text) and path.suffix not in FILES):
+        return from_pretrained(text, cache_dir=download_root)
     raise ClipagError(
-        f"There is no model or weights file called {known!r}; known are {', '.join(MODELS)}."
+        f"There is no model or weights file called {text!r}: choose one of {', '.join(MODELS)}."
     )
 
 
 def _has_config_beside(path: Path) -> bool:
-    """Say whether a file is the weights of a folder that also says what model they are."""
+    """Return whether a weights file is in a folder with the config that belongs to it."""
     if path.name in WEIGHTS:
         return (path.parent / OPEN_CLIP_CONFIG).is_file()
     config = path.parent / MINI_CONFIG
@@ -134,15 +136,15 @@ def _has_config_beside(path: Path) -> bool:
 
 
 def pull(name: str, download_root: str | Path | None = None) -> Path:
-    """Fetch a named model or a Hub repository, and return where its weights are.
+    """Fetch the weights of a named model or a Hub repository, and return their path.
 
     Raises:
-        ClipagError: there is no such model, or it cannot be had.
+        ClipagError: there is no such model, or it cannot be fetched.
     """
     source = MODELS.get(name)
     if source is None:
         if not re.fullmatch(REPOSITORY, name):
-            raise ClipagError(f"There is no model {name!r}; known are {', '.join(MODELS)}.")
+            raise ClipagError(f"There is no model {name!r}: choose one of {', '.join(MODELS)}.")
         return _repository(name, None, download_root, None)[1]
     if source.place == "embedded":
         return embedded.checked_path(embedded.read_config()["models"][name]["image"])
@@ -153,7 +155,7 @@ def pull(name: str, download_root: str | Path | None = None) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Say whether a named model works without a download."""
+    """Return whether a named model works without a download."""
     source = MODELS[name]
     if source.place == "zenodo":
         return (download.cache_folder() / source.address.split("/")[1]).is_file()
@@ -169,7 +171,7 @@ def _load_named(name: str, source: Source, root: str | Path | None) -> ClipagMod
         return model
     path = pull(name, root)
     state = architecture.clean(untrusted.read(path))
-    # The authors trained OpenCLIP's ViT-B-32, whose activation is plain GELU.
+    # The authors trained OpenCLIP's ViT-B-32. Its activation is GELU, so no config says QuickGELU.
     config = architecture.infer_config(state, str(path))
     return architecture.from_config(config, state, str(path), name)
 
@@ -180,10 +182,14 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> ClipagModel:
-    """Load a Hub repository, or a folder laid out like one, on the CPU.
+    """Load a Hub repository, or a folder with the same files, on the CPU.
+
+    Args:
+        repo_or_dir, revision, cache_dir, token: as for `ClipagModel.from_pretrained`.
 
     Raises:
-        ClipagError: it cannot be had, or its files are not such a model.
+        ClipagError: it cannot be fetched, or its files are not a model of this package or of
+            OpenCLIP.
     """
     config_path, weights_path = _repository(repo_or_dir, revision, cache_dir, token)
     config = _read_config(config_path)
@@ -194,12 +200,13 @@ def from_pretrained(
         name = str(config.get("name", repo_or_dir))
         return architecture.from_config(config["model_cfg"], state, what, name)
     shape, name = config["model_cfg"], str(config.get("name"))
-    architecture.check_config(shape, what)
-    with torch.device("meta"):  # shapes first: a config may ask for more memory than there is
+    check_config(shape, what)
+    # Compare shapes before memory is allocated: a hostile config may ask for more than there is.
+    with torch.device("meta"):
         shapes = mini.build_model(shape, name).state_dict()
     architecture.check_tensors(shapes, state, what)
     model = mini.build_model(shape, name)
-    architecture.fill(model, state, what)
+    architecture.load_weights(model, state, what)
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
 
@@ -216,7 +223,7 @@ def _repository(
     if folder.is_dir():
         if revision is not None:
             raise ClipagError(
-                f"{folder} is a folder and has no revision {revision!r}: leave that out."
+                f"{folder} is a folder, which has no revision {revision!r}: leave `revision` out."
             )
 
         def fetch(filename: str) -> Path | None:
@@ -231,11 +238,12 @@ def _repository(
     elif config := fetch(MINI_CONFIG):
         if "clipag" not in _read_config(config):
             raise ClipagError(
-                f"{repo_or_dir} is for another library: what loads here has {OPEN_CLIP_CONFIG}."
+                f"{repo_or_dir} is for another library: choose a repository with "
+                f"{OPEN_CLIP_CONFIG}."
             )
         candidates = (MINI_WEIGHTS,)
     else:
-        raise ClipagError(f"{repo_or_dir} has no {OPEN_CLIP_CONFIG}: it is no OpenCLIP model.")
+        raise ClipagError(f"{repo_or_dir} has no {OPEN_CLIP_CONFIG}: choose an OpenCLIP model.")
     for filename in candidates:
         if weights := fetch(filename):
             return config, weights

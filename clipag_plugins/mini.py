@@ -1,10 +1,9 @@
 """The towers of the embedded models, `clip-mini` and `clipag-mini`.
 
-CLIP-shaped but small: CLIP's own BPE tokens and 77 positions on the text side, and a
-convolutional image tower that works at 48 × 48 inside. It has no batch normalisation, so
-that one picture's gradient never depends on the others in its batch, and smooth
-activations, so that the gradient is smooth too (Xie et al., "Smooth Adversarial
-Training", 2020).
+They have CLIP's interface but are small. The text tower reads CLIP's BPE tokens at 77 positions;
+the image tower is convolutional and works at 48 × 48. It has no batch normalisation, so a picture's
+gradient never depends on the other pictures of its batch. Its activations are smooth, which makes
+the gradient smooth too (Xie et al., "Smooth Adversarial Training", 2020).
 """
 
 import math
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import ImageTower, TwoTowers
-from .errors import ClipagError
+from .model_config import DEEPEST, LARGEST_SIDE, Settings
 from .vit import VisionTransformer
 
 
 class Block(nn.Module):
-    """Pre-activation residual block of two 3 × 3 convolutions, starting as the identity."""
+    """Pre-activation residual block of two 3 × 3 convolutions; the identity before training."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -38,14 +37,19 @@ class Block(nn.Module):
 class MiniImageTower(nn.Module):
     """Convolutional image tower.
 
-    Maps (B, 3, S, S), normalised with CLIP's mean and std, to (B, embed_dim). S is 48 by
-    design; any multiple of 16 works, since the last stage is averaged over space.
+    Maps (B, 3, S, S), normalised with CLIP's mean and standard deviation, to (B, embed_dim). It is
+    designed for S = 48 but takes every multiple of 16, since the last stage is averaged over space.
+
+    Args:
+        embed_dim: width of the embedding.
+        widths: channels of each stage, multiples of 8.
+        depths: residual blocks of each stage.
     """
 
     def __init__(self, embed_dim: int, widths: tuple[int, ...], depths: tuple[int, ...]):
         super().__init__()
-        # Kernels twice their stride: every pixel is covered equally often, so the gradient
-        # with respect to the image has no grid in it.
+        # Kernels are twice as wide as their stride. So they cover every pixel equally often, and
+        # the gradient with respect to the image shows no grid.
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 8, stride=4, padding=2)]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             if stage > 0:
@@ -62,18 +66,25 @@ class MiniImageTower(nn.Module):
 
 
 class Memory(nn.Module):
-    """Adds to a text's embedding what an image tower saw under such captions.
+    """Adds to a text's embedding the embeddings of pictures with similar captions.
 
-    Contrastive training only ranks texts: the embedding that is nearest to a text need not be one
-    that pictures of it have. So a text recalls, by attention, what pictures of such captions look
-    like to the tower: keys are the embeddings of the training captions, values the means of their
-    pictures'. It recalls its own caption's above all, if training had it. This is a cache as of
-    Tip-Adapter (Zhang et al., ECCV 2022), asked by texts, and does without training what
-    unCLIP's prior is trained for (Ramesh et al., 2022). `finetune/memory.py` fills it.
+    Contrastive training only ranks texts: no picture of a text need have the embedding that is
+    nearest to the text's. So a text retrieves, by attention, the embeddings of pictures with such
+    captions. Keys are the embeddings of the training captions; values are the mean embeddings of
+    each caption's pictures. If a text is itself a training caption, its own entry has the largest
+    weight.
+
+    This is Tip-Adapter's cache (Zhang et al., ECCV 2022), queried by texts. Without training it
+    does what unCLIP's prior (Ramesh et al., 2022) is trained to do. `finetune/embedded/memory.py`
+    computes the entries.
+
+    Args:
+        captions: number of entries.
+        embed_dim: width of the embeddings.
     """
 
-    # R-Prec on 100 training captions of no list, with what they themselves recall and without it
-    # and its like (above 0.93): 65 and 15 % at 0.05, 63 and 21 % at 0.1, 54 and 22 % at 0.15.
+    # R-Prec on 100 training captions outside both lists, with / without the memory entries within
+    # cosine 0.93 of the caption: T = 0.05: 65 / 15 %, 0.1: 63 / 21 %, 0.15: 54 / 22 %.
     TEMPERATURE = 0.1
 
     def __init__(self, captions: int, embed_dim: int):
@@ -84,18 +95,27 @@ class Memory(nn.Module):
         self.values: Tensor
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """Return embeddings (B, D) plus what they recall, in equal parts."""
-        own = F.normalize(embeddings, dim=1)
-        recalled = (own @ self.keys.T / self.TEMPERATURE).softmax(dim=1) @ self.values
-        return own + F.normalize(recalled, dim=1)
+        """Return unit embeddings of texts (B, D) plus unit embeddings from the memory."""
+        queries = F.normalize(embeddings, dim=1)
+        retrieved = (queries @ self.keys.T / self.TEMPERATURE).softmax(dim=1) @ self.values
+        return queries + F.normalize(retrieved, dim=1)
 
 
 class MiniTextTower(nn.Module):
-    """Transformer over CLIP's BPE tokens: (B, ≤ 77) int64 → (B, embed_dim).
+    """Transformer over CLIP's BPE tokens: (B, ≤ 77) integers → (B, embed_dim).
 
-    Sees the whole text at once and averages over its tokens, as the sentence encoder does
-    that it is distilled from. Positions are sinusoidal: every one of the 77 works although
-    few training texts are that long. It may end in a `Memory` of so many captions.
+    Every token attends to the whole text, and the features are averaged over the tokens. The
+    sentence encoder that this tower is distilled from does both too. Positions are sinusoidal, so
+    that all 77 work although few training texts are that long.
+
+    Args:
+        embed_dim: width of the embedding.
+        width: of the features, an even multiple of `heads`.
+        heads: attention heads.
+        layers: transformer blocks.
+        context_length: number of positions.
+        vocab: number of tokens.
+        memory: entries of the `Memory` that the tower ends in; 0 for none.
     """
 
     def __init__(
@@ -127,24 +147,23 @@ class MiniTextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return text embeddings (B, embed_dim), not normalised."""
-        said = self.words(tokens)
-        embedding: Tensor = said if self.memory is None else self.memory(said)
-        return embedding
+        embedding = self.words(tokens)
+        return embedding if self.memory is None else self.memory(embedding)
 
     def words(self, tokens: Tensor) -> Tensor:
-        """Return what the words say, without what they recall: (B, embed_dim), not normalised."""
-        last = tokens.argmax(dim=1)  # the end-of-text token has the highest number
+        """Return embeddings (B, embed_dim) without the memory's part, not normalised."""
+        last = tokens.argmax(dim=1)  # the end-of-text token has the highest number of all
         tokens = tokens[:, : int(last.max()) + 1]
         padding = torch.arange(tokens.shape[1], device=tokens.device) > last[:, None]
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))
-        kept = (~padding)[:, :, None].to(x.dtype)
-        embedding: Tensor = self.projection((x * kept).sum(1) / kept.sum(1))
+        is_text = (~padding)[:, :, None].to(x.dtype)
+        embedding: Tensor = self.projection((x * is_text).sum(1) / is_text.sum(1))
         return embedding
 
 
 class MiniClip(TwoTowers):
-    """An embedded model: the towers above behind OpenAI's interface."""
+    """An embedded model: the towers above with OpenAI's interface."""
 
     text: MiniTextTower
 
@@ -153,46 +172,67 @@ class MiniClip(TwoTowers):
         return self.text.words(text)
 
 
-def build_towers(config: dict[str, Any]) -> tuple[nn.Module, MiniTextTower]:
+def build_towers(
+    config: dict[str, Any], what: str = "the config"
+) -> tuple[nn.Module, MiniTextTower]:
     """Build both towers, untrained, from the `model_cfg` of an embedded model's config.
 
-    The image tower is convolutional as above or, where its `vision_cfg` has a patch_size, a
-    vision transformer: `finetune.ablation` compares the two.
+    The image tower is convolutional. If `vision_cfg` has a `patch_size`, it is a vision transformer
+    instead, for comparison (benchmarks/ablation.py).
+
+    Args:
+        config: the `model_cfg`.
+        what: how messages name it.
+
+    Raises:
+        ClipagError: a setting is missing or impossible.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    image_tower: nn.Module
-    if "patch_size" in vision:
-        image_tower = VisionTransformer(
-            vision["image_size"], vision["patch_size"], vision["width"], vision["layers"],
-            max(1, vision["width"] // 64), config["embed_dim"], quick_gelu=False,
-        )  # fmt: skip
-    else:
-        image_tower = MiniImageTower(
-            config["embed_dim"], tuple(vision["widths"]), tuple(vision["depths"])
+    embed_dim = Settings(config, what).integer("embed_dim")
+    vision, text = Settings(config["vision_cfg"], what), Settings(config["text_cfg"], what)
+    return _image_tower(vision, embed_dim), _text_tower(text, embed_dim)
+
+
+def _image_tower(vision: Settings, embed_dim: int) -> nn.Module:
+    side = vision.integer("image_size", largest=LARGEST_SIDE)
+    if "patch_size" in vision.values:
+        width = vision.integer("width")
+        heads = max(1, width // 64)
+        vision.require_multiple("width", width, heads)
+        patch_size = vision.integer("patch_size", largest=LARGEST_SIDE)
+        layers = vision.integer("layers", largest=DEEPEST)
+        return VisionTransformer(
+            side, patch_size, width, layers, heads, embed_dim, quick_gelu=False
         )
-    text_tower = MiniTextTower(
-        config["embed_dim"],
-        text["width"],
-        text["heads"],
-        text["layers"],
-        text["context_length"],
-        text["vocab_size"],
-        text.get("memory", 0),
+    widths, depths = vision.integers("widths"), vision.integers("depths", 0, DEEPEST)
+    if len(widths) != len(depths) or any(width % 8 for width in widths):
+        raise vision.impossible("widths", f"expected {len(depths)} multiples of 8")
+    return MiniImageTower(embed_dim, widths, depths)
+
+
+def _text_tower(text: Settings, embed_dim: int) -> MiniTextTower:
+    width, heads = text.integer("width"), text.integer("heads")
+    text.require_multiple("width", width, heads)
+    text.require_multiple("width", width, 2)  # positions are pairs of a sine and a cosine
+    return MiniTextTower(
+        embed_dim,
+        width,
+        heads,
+        text.integer("layers", largest=DEEPEST),
+        text.integer("context_length"),
+        text.integer("vocab_size"),
+        text.integer("memory", 0, smallest=0),
     )
-    return image_tower, text_tower
 
 
 def build_model(config: dict[str, Any], name: str, logit_scale: float = 0.0) -> MiniClip:
     """Build an embedded model, untrained, from the `model_cfg` of its config.
 
     Raises:
-        ClipagError: the config is not an embedded model's.
+        ClipagError: a setting is missing or impossible.
     """
-    try:
-        image_tower, text_tower = build_towers(config)
-        side, text = int(config["vision_cfg"]["image_size"]), config["text_cfg"]
-        visual = ImageTower(image_tower, side, config["embed_dim"])
-        lengths = text["context_length"], text["vocab_size"]
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ClipagError(f"The config of {name} is not an embedded model's.") from error
-    return MiniClip(name, visual, text_tower, logit_scale, *lengths, config)
+    image_tower, text_tower = build_towers(config, f"the config of {name}")
+    visual = ImageTower(image_tower, config["vision_cfg"]["image_size"], config["embed_dim"])
+    text = config["text_cfg"]
+    return MiniClip(
+        name, visual, text_tower, logit_scale, text["context_length"], text["vocab_size"], config
+    )

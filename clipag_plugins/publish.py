@@ -1,4 +1,4 @@
-"""Write models out: to a folder, to the Hugging Face Hub, as .safetensors."""
+"""Save models: to a folder, to the Hugging Face Hub, or as one .safetensors file."""
 
 import json
 import tempfile
@@ -16,7 +16,13 @@ from .vit import CLIP
 
 
 def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") -> Path:
-    """Write weights, config and a card that names the repository; return the folder."""
+    """Write weights, config and model card; return the folder, which is made if it is missing.
+
+    Args:
+        model: any model of this package.
+        folder: where the files go.
+        repo: the Hub repository that the card's example loads.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.weights().items()}
     shape = model.config or architecture.infer_config(weights, model.name)
@@ -25,17 +31,17 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
     config: dict[str, Any] = {"name": model.name, "model_cfg": shape}
     if isinstance(model, MiniClip):
         config["clipag"] = "mini"
-        names = MINI_CONFIG, MINI_WEIGHTS
+        config_name, weights_name = MINI_CONFIG, MINI_WEIGHTS
     else:
         config["preprocess_cfg"] = {
             "mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic",
             "resize_mode": "shortest",
         }  # fmt: skip
-        names = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
-    with write_beside(folder / names[1]) as temporary:
+        config_name, weights_name = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+    with write_beside(folder / weights_name) as temporary:
         save_file(weights, temporary, {"format": "pt"})
     for filename, text in (
-        (names[0], json.dumps(config, indent=2)),
+        (config_name, json.dumps(config, indent=2)),
         ("README.md", card(model, repo)),
     ):
         with write_beside(folder / filename) as temporary:
@@ -44,8 +50,8 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
 
 
 def card(model: ClipagModel, repo: str) -> str:
-    """Write a model card in the Hub's format: what the model is, and how to load it."""
-    source = model.source  # not by its name, which a folder may claim
+    """Return a model card in the Hub's format, which tells how to load the model from `repo`."""
+    source = model.source  # not looked up by name: a folder's config may claim any name
     mini = isinstance(model, MiniClip)
     lines = [
         "---",
@@ -86,7 +92,11 @@ def push_to_hub(
     create_pr: bool,
     token: str | bool | None,
 ) -> str:
-    """Save to a repository of the Hub and return the commit's address."""
+    """Save to a repository of the Hub and return the commit's address.
+
+    Raises:
+        ClipagError: the Hub refuses, or cannot be reached.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
@@ -105,7 +115,7 @@ def push_to_hub(
 
 
 def convert(path: Path, out: Path) -> ClipagModel:
-    """Rewrite a checkpoint as `.safetensors`, and return the model that it holds.
+    """Convert a CLIP's checkpoint to `.safetensors` and return the model in it.
 
     Raises:
         ClipagError: the file is not a CLIP's checkpoint.

@@ -1,4 +1,4 @@
-"""The models that have a name: where their weights are, and what is known of them."""
+"""The named models: where their weights are, their threat models, licences and papers."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ OPENCLIP = "Cherti et al., Reproducible Scaling Laws for Contrastive Learning, C
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model's weights are, and what is known of them.
+    """Where a named model's weights are, and how they were made.
 
     Attributes:
         place: "embedded", "hub" or "zenodo".
-        address: the embedded name, the Hub's "owner/name", or Zenodo's "record/file".
-        architecture: the towers, in open_clip's words.
-        megabytes: size of the download.
-        threat_model: the attack that its image tower was trained against; "none" if vanilla.
+        address: the embedded model's name, the Hub's "owner/name", or Zenodo's "record/file".
+        architecture: open_clip's name of the architecture; "mini" for the embedded models.
+        megabytes: size of the weights file.
+        threat_model: the attack that the image tower was trained against; "none" if vanilla.
         licence: of the weights.
         citation: the paper to cite.
     """
@@ -70,7 +70,7 @@ MODELS = {
     "FARE4-ViT-L/14": _robust("fare4-clip", "ViT-L-14", 1711, 4, FARE),
     "TeCoA2-ViT-L/14": _robust("tecoa2-clip", "ViT-L-14", 1711, 2, TECOA),
     "TeCoA4-ViT-L/14": _robust("tecoa4-clip", "ViT-L-14", 1711, 4, TECOA),
-    # What CLIPAG, FARE and TeCoA at ViT-B/32 started from.
+    # CLIPAG, FARE and TeCoA at ViT-B/32 were fine-tuned from this one.
     "vanilla:ViT-B-32-laion2B": Source(
         "hub", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "ViT-B-32", 605, "none", "MIT", OPENCLIP
     ),

@@ -1,17 +1,17 @@
 """CLIP's tokenizer, with OpenAI's `tokenize` signature."""
 
-from functools import lru_cache
-from typing import Any
+from functools import cache
 
 import torch
+
+from .bpe import END, START, SimpleTokenizer
 
 CONTEXT_LENGTH = 77
 
 
-@lru_cache
-def _tokenizer() -> Any:
-    from .clip.simple_tokenizer import SimpleTokenizer
-
+@cache
+def shared_tokenizer() -> SimpleTokenizer:
+    """Return the one tokenizer of this process; reading the vocabulary takes a moment."""
     return SimpleTokenizer()
 
 
@@ -33,13 +33,14 @@ def tokenize(
     """
     if isinstance(texts, str):
         texts = [texts]
-    tokenizer = _tokenizer()
+    tokenizer = shared_tokenizer()
+    start, end = tokenizer.encoder[START], tokenizer.encoder[END]
     result = torch.zeros(len(texts), context_length, dtype=torch.int)
     for row, text in enumerate(texts):
-        tokens = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+        tokens = [start, *tokenizer.encode(text), end]
         if len(tokens) > context_length:
             if not truncate:
                 raise RuntimeError(f"Input {text} is too long for context length {context_length}")
-            tokens = [*tokens[: context_length - 1], tokenizer.eot_token_id]
+            tokens = [*tokens[: context_length - 1], end]
         result[row, : len(tokens)] = torch.tensor(tokens)
     return result

@@ -1,9 +1,10 @@
-"""Read state dicts from files that nobody vouches for, without running any code in them."""
+"""Read state dicts from untrusted files without running any code that they contain."""
 
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +15,33 @@ from torch import Tensor
 
 from .errors import ClipagError
 
-# The code of a TorchScript archive is compressed, its tensors are not.
-COMPRESSED = 64 * 2**20
-# Packages whose objects (callbacks, options, scores) stand beside the weights in checkpoints that
-# Lightning wrote. None of them is imported or called.
+# A TorchScript archive compresses its code, not its tensors: bytes that the code may unpack to.
+LARGEST_CODE = 64 * 2**20
+MOST_NESTED = 50  # modules inside one another
+# Lightning's checkpoints hold objects of these packages (callbacks, options, scores) beside the
+# weights. None of the packages is imported or called.
 TRAINERS = ("argparse", "lightning", "main", "numpy", "omegaconf", "pytorch_lightning", "taming")
 BOMB = "would unpack to many times its size: it is no checkpoint."
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> Mapping[str, Tensor]:
     """Read a `.safetensors` file, a torch state dict or a TorchScript archive.
 
+    Returns:
+        The state dict, with torch's `_metadata` if the file has it. `.safetensors` files of this
+        package record there whether they need QuickGELU.
+
     Raises:
-        ClipagError: the file is damaged, or holds anything but tensors.
+        ClipagError: the file is missing or damaged, or holds something other than tensors.
     """
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = _read_safetensors(path)
-        elif _is_torchscript(path):
-            state = _read_torchscript(path)
-        else:
-            state = _read_torch(path)
-    except ClipagError:
-        raise
-    except Exception as error:  # the readers raise anything on bytes that are no weights
-        raise ClipagError(
-            f"{path} is not a whole .safetensors, torch state dict or TorchScript archive "
-            "of tensors: fetch it again."
-        ) from error
+    if not path.is_file():
+        raise ClipagError(f"There is no file {path}: check the path.")
+    if path.suffix == ".safetensors":
+        state: Any = _read_safetensors(path)
+    elif _is_torchscript(path):
+        state = _read_torchscript(path)
+    else:
+        state = _read_torch(path)
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if (
@@ -50,11 +50,25 @@ def read(path: Path) -> dict[str, Tensor]:
         or not all(isinstance(k, str) and _is_dense(v) for k, v in state.items())
     ):
         raise ClipagError(f"{path} holds something other than a state dict of tensors.")
-    # A tensor may claim any shape over a single number, by strides of 0.
+    # With strides of 0, a tensor of any shape needs the memory of a single number.
     if sum(v.numel() * v.element_size() for v in state.values()) > 2 * path.stat().st_size + 2**20:
         raise ClipagError(f"{path} {BOMB}")
-    # Kept as it came: torch's state dicts carry metadata beside their tensors.
-    return state  # type: ignore[return-value]
+    return state
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises on bytes that are no weights into a ClipagError.
+
+    The block may call only readers of other libraries, and what they call back.
+    """
+    try:
+        yield
+    except Exception as error:  # pickle, zipfile, torch and safetensors document no common error
+        raise ClipagError(
+            f"{path} is not a complete .safetensors file, torch state dict or TorchScript archive "
+            "of tensors: fetch it again."
+        ) from error
 
 
 def _is_dense(value: Any) -> bool:
@@ -66,73 +80,88 @@ def _is_dense(value: Any) -> bool:
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    state: Any = OrderedDict(load_file(path))
-    with safe_open(path, "pt") as file:
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    with _reading(path), safe_open(path, "pt") as file:
         activation = (file.metadata() or {}).get("quick_gelu")
+        state: Any = OrderedDict(load_file(path))
     if activation is not None:
-        # Where torch's own state dicts keep what is no tensor.
+        # torch's own state dicts keep their metadata in this attribute.
         state._metadata = {"": {"quick_gelu": activation == "true"}}
     return state  # type: ignore[no-any-return]
 
 
 def _read_torch(path: Path) -> Any:
-    """Read what torch.save wrote; what a training framework put beside the tensors stays empty."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        serialization: Any = torch.serialization
-        names = serialization.get_unsafe_globals_in_checkpoint(path)
-        if not names or any(name.split(".")[0] not in TRAINERS for name in names):
-            raise
-        with serialization.safe_globals([(inert(name), name) for name in names]):
+    """Read a file of torch.save; objects that a training framework added become empty."""
+    with _reading(path):
+        try:
             return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            serialization: Any = torch.serialization
+            names = serialization.get_unsafe_globals_in_checkpoint(path)
+            if not names or any(name.split(".")[0] not in TRAINERS for name in names):
+                raise
+            with serialization.safe_globals([(empty_class(name), name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def inert(name: str) -> type:
-    """Make a class that takes the place of `name` in a checkpoint, and that does nothing."""
+def empty_class(name: str) -> type:
+    """Make a class that replaces `name` while a checkpoint is read, and that does nothing."""
 
-    def nothing(self: Any, *_: Any, **__: Any) -> None:
+    def do_nothing(self: Any, *_: Any, **__: Any) -> None:
         return None
 
-    methods = dict.fromkeys(("__init__", "__setstate__", "append", "__setitem__"), nothing)
+    methods = dict.fromkeys(("__init__", "__setstate__", "append", "__setitem__"), do_nothing)
     return type(name.rpartition(".")[2], (), methods)
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        if sum(e.file_size for e in archive.infolist()) > path.stat().st_size + COMPRESSED:
-            raise ClipagError(f"{path} {BOMB}")
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    with _reading(path):
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > path.stat().st_size + LARGEST_CODE:
+        raise ClipagError(f"{path} {BOMB}")
+    return any(entry.filename.endswith("/constants.pkl") for entry in entries)
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a TorchScript archive (OpenAI's own files are such) and no code."""
-    with zipfile.ZipFile(path) as archive:
+    """Read the tensors of a TorchScript archive, the format of OpenAI's files, and no code."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(pickled) as file:
             root = _TensorsOnly(file, archive, pickled.removesuffix("data.pkl")).load()
     state: dict[str, Tensor] = {}
-    _collect(root, "", state)
+    if isinstance(root, _Module):
+        _collect(root, (), state, set())
     return state
 
 
-def _collect(module: "_Module", prefix: str, state: dict[str, Tensor]) -> None:
+def _collect(
+    module: "_Module", parents: tuple[str, ...], state: dict[str, Tensor], visited: set[int]
+) -> None:
+    """Add the tensors of a module, and of the modules in it, to a state dict.
+
+    Modules that are met again or nested too deeply are ignored: a hostile file's may contain each
+    other.
+    """
+    if id(module) in visited or len(parents) > MOST_NESTED:
+        return
+    visited.add(id(module))
     for name, value in vars(module).items():
+        names = (*parents, str(name))
         if isinstance(value, Tensor):
-            state[prefix + name] = value
+            state[".".join(names)] = value
         elif isinstance(value, _Module):
-            _collect(value, f"{prefix}{name}.", state)
+            _collect(value, names, state, visited)
 
 
 class _Module:
-    """Stands for every class of a TorchScript archive: its attributes, not its code."""
+    """Replaces every class of a TorchScript archive. It has the attributes, not the code."""
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Unpickles tensors and containers; anything else that is named raises."""
+    """Unpickles tensors and containers; refuses every other name."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str):
         super().__init__(file)
@@ -140,21 +169,25 @@ class _TensorsOnly(pickle.Unpickler):
         self.folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the harmless stand-in for a name."""
+        """Return a harmless replacement for a name.
+
+        Raises:
+            pickle.UnpicklingError: the name is not needed for tensors.
+        """
         if module.startswith("__torch__"):
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
+            return _rebuild_tensor
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch.jit._pickle":
-            return _first
+            return _first_argument
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         raise pickle.UnpicklingError(f"{module}.{name} is not a tensor")
 
     def persistent_load(self, identity: Any) -> Tensor:
-        """Return a storage of the archive as a flat tensor."""
+        """Return a storage of the archive as a one-dimensional tensor."""
         _, dtype, key, _, _ = identity
         return torch.frombuffer(
             bytearray(self.archive.read(f"{self.folder}data/{key}")), dtype=dtype
@@ -172,11 +205,11 @@ STORAGES = {
 }
 
 
-def _tensor(
+def _rebuild_tensor(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
     return storage.as_strided(size, stride, offset)
 
 
-def _first(value: Any, *_: Any) -> Any:
+def _first_argument(value: Any, *_: Any) -> Any:
     return value

@@ -1,12 +1,13 @@
-"""CLIP with a vision transformer, part for part as OpenAI's scripts expect it.
+"""CLIP with a vision transformer, built from the same parts as OpenAI's.
 
-Names, shapes and the (length, batch, width) order between blocks are those that old
-scripts hook, slice and re-run (`model.visual.transformer.resblocks[i]`,
-`model.transformer(x.permute(1, 0, 2))`): open_clip's own blocks are batch-first and get
-their causal mask from outside, so such scripts would silently compute something else.
+Old scripts hook, slice and re-run these parts (`model.visual.transformer.resblocks[i]`,
+`model.transformer(x.permute(1, 0, 2))`). So names, shapes and the (length, batch, width) order
+between blocks are OpenAI's. With open_clip's blocks, which are batch-first and get their causal
+mask as an argument, such scripts would silently compute something else.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +19,21 @@ from .errors import ClipagError
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation with sums in float32, whatever the precision around it."""
+    """Layer normalisation that sums in float32, whatever type its input has."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised over its last axis, in its own shape and type."""
-        # torch sums in float32 by itself where both are of one type: no copies then.
+        """Normalise x over its last axis; return the same shape and type."""
+        # If both types are equal, torch sums in float32 by itself, and no copy is needed.
         wide = x if self.weight.dtype == x.dtype else x.float()
         weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
         return F.layer_norm(wide, self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class Attention(nn.MultiheadAttention):
-    """Attention over (length, batch, width), as a few large matrix products and a fused kernel.
+    """Attention over (length, batch, width), with a fast path for attention within a sequence.
 
-    It is torch's own module, for its weights, its hooks and all that is rare; what guidance
-    runs hundreds of times, attention within one sequence, takes a shorter way.
+    Guidance runs that path hundreds of times: few large matrix products and a fused kernel.
+    Weights, hooks and every rarer use are those of torch's module.
     """
 
     def forward(
@@ -46,7 +47,7 @@ class Attention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Do what `nn.MultiheadAttention` does, with its arguments and results."""
+        """Compute attention; arguments and results are those of `nn.MultiheadAttention`."""
         rare = key is not value or query.ndim != 3 or key_padding_mask is not None or is_causal
         if rare or need_weights:
             return super().forward(
@@ -61,7 +62,7 @@ class Attention(nn.MultiheadAttention):
             k, v = F.linear(
                 key, self.in_proj_weight[width:], self.in_proj_bias[width:]
             ).chunk(2, dim=2)  # fmt: skip
-        # (batch, heads, length, width of a head) as views: the kernel takes any strides.
+        # Views of shape (batch, heads, length, width of a head): the kernel takes any strides.
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         y = y.permute(2, 0, 1, 3).flatten(2)
@@ -69,7 +70,7 @@ class Attention(nn.MultiheadAttention):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """Convolution whose stride is its kernel, hence one matrix product over patches."""
+    """Convolution with stride equal to kernel size, computed as one matrix product over patches."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return features (B, width, H / patch, W / patch) of images (B, 3, H, W)."""
@@ -78,8 +79,8 @@ class PatchEmbedding(nn.Conv2d):
         if h % p or w % p:
             return super().forward(input)
         patches = input.view(b, c, h // p, p, w // p, p).permute(2, 4, 0, 1, 3, 5)
-        rows = patches.reshape(h // p, w // p, b, c * p * p)
-        features: Tensor = F.linear(rows, self.weight.flatten(1)).permute(2, 3, 0, 1)
+        patches = patches.reshape(h // p, w // p, b, c * p * p)
+        features: Tensor = F.linear(patches, self.weight.flatten(1)).permute(2, 3, 0, 1)
         return features
 
 
@@ -99,7 +100,7 @@ class ResidualAttentionBlock(nn.Module):
         n_head: number of attention heads.
         attn_mask: (length, length), added to the attention's logits.
         mlp_width: width inside the MLP, by default four times `d_model`.
-        quick_gelu: which activation the MLP has.
+        quick_gelu: whether the MLP's activation is QuickGELU instead of GELU.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class ResidualAttentionBlock(nn.Module):
     ):
         super().__init__()
         mlp_width = mlp_width or 4 * d_model
-        # OpenAI's code defines attention first, open_clip's its norm: where a state dict has
-        # lost all else, that order says which activation the weights want.
+        # OpenAI's code defines attention first, open_clip's the norm. `architecture.from_state`
+        # reads the activation from that order if nothing else in a state dict tells it.
         if quick_gelu:
             self.attn = Attention(d_model, n_head)
         self.ln_1 = LayerNorm(d_model)
@@ -130,25 +131,31 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(d_model)
         self.attn_mask = attn_mask
 
-    def attention(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        """Return what the first `wanted` positions, or all, take from all of x."""
+    def attention(self, x: Tensor, count: int | None = None) -> Tensor:
+        """Return attention's output at the first `count` positions, or at all, over all of x."""
         mask = None
         if self.attn_mask is not None:
-            self.attn_mask = self.attn_mask.to(x.device, x.dtype)  # once, not every call
-            mask = self.attn_mask[: len(x), : len(x)][:wanted]
-        queries = x if wanted is None else x[:wanted]
+            self.attn_mask = self.attn_mask.to(x.device, x.dtype)  # once, not in every call
+            mask = self.attn_mask[: len(x), : len(x)][:count]
+        queries = x if count is None else x[:count]
         y: Tensor = self.attn(queries, x, x, need_weights=False, attn_mask=mask)[0]
         return y
 
-    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        """Return (length, batch, d_model) features of the first `wanted` positions, or all."""
-        x = x[:wanted] + self.attention(self.ln_1(x), wanted)
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+        """Return (length, batch, d_model) features of the first `count` positions, or of all."""
+        x = x[:count] + self.attention(self.ln_1(x), count)
         x = x + self.mlp(self.ln_2(x))
         return x
 
 
 class Transformer(nn.Module):
-    """A stack of blocks over (length, batch, width); the arguments are a block's."""
+    """A stack of blocks over (length, batch, width).
+
+    Args:
+        width: of the features.
+        layers: number of blocks.
+        heads, attn_mask, mlp_width, quick_gelu: as for `ResidualAttentionBlock`.
+    """
 
     def __init__(
         self,
@@ -173,24 +180,24 @@ class Transformer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (length, batch, width) features of the same shape."""
+        """Return features of the same shape, (length, batch, width)."""
         y: Tensor = self.resblocks(x)
         return y
 
-    def first(self, x: Tensor) -> Tensor:
-        """Return what `forward(x)[:1]` would, without the last block's work for the rest."""
+    def first_position(self, x: Tensor) -> Tensor:
+        """Return `forward(x)[:1]`. The last block computes no other position."""
         *blocks, last = self.resblocks
-        # Someone may look on with hooks, or have put in code of their own.
-        touched = any(
+        # Hooks and replaced methods must get every position.
+        watched = any(
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m)
             for m in self.modules()
         )
-        if touched or not isinstance(last, ResidualAttentionBlock):
-            everything: Tensor = self(x)
-            return everything[:1]
+        if watched or not isinstance(last, ResidualAttentionBlock):
+            features: Tensor = self(x)
+            return features[:1]
         for block in blocks:
             x = block(x)
-        y: Tensor = last(x, wanted=1)
+        y: Tensor = last(x, count=1)
         return y
 
 
@@ -231,21 +238,45 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised."""
         x = self.conv1(resample(x, self.input_resolution)).flatten(2).permute(2, 0, 1)
-        first = self.class_embedding.to(x.dtype).expand(1, x.shape[1], -1)
-        x = torch.cat([first, x]) + self.positional_embedding.to(x.dtype)[:, None]
+        class_token = self.class_embedding.to(x.dtype).expand(1, x.shape[1], -1)
+        x = torch.cat([class_token, x]) + self.positional_embedding.to(x.dtype)[:, None]
         x = self.ln_pre(x)
-        x = self.transformer.first(x)[0]
+        x = self.transformer.first_position(x)[0]
         embedding: Tensor = self.ln_post(x) @ self.proj.to(x.dtype)
         return embedding
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a CLIP may have beyond the arguments of OpenAI's constructor.
+
+    Attributes:
+        vision_heads: attention heads of the image tower; None for one per 64 channels.
+        vision_mlp_width: width inside its MLPs; None for four times the tower's width.
+        transformer_mlp_width: the same in the text tower.
+        quick_gelu: whether the activation is QuickGELU instead of GELU.
+        name: the model's name.
+        config: the architecture as an open_clip `model_cfg`; None if it is not known.
+    """
+
+    vision_heads: int | None = None
+    vision_mlp_width: int | None = None
+    transformer_mlp_width: int | None = None
+    quick_gelu: bool = True
+    name: str = "CLIP"
+    config: dict[str, Any] | None = None
+
+
+OPENAI_VARIANT = Variant()
 
 
 class CLIP(ClipagModel):
     """Vision transformer and text transformer, with OpenAI's constructor.
 
-    The arguments behind the star are not OpenAI's: open_clip's models differ in them.
+    Only `variant` is not an argument of OpenAI's: some models of open_clip's need it.
 
     Raises:
-        ClipagError: `vision_layers` is a tuple, which is a ResNet: `build_model` makes those.
+        ClipagError: `vision_layers` is a tuple, as for a ResNet: `build_model` builds ResNets.
     """
 
     def __init__(
@@ -261,37 +292,35 @@ class CLIP(ClipagModel):
         transformer_heads: int,
         transformer_layers: int,
         *,
-        vision_heads: int | None = None,
-        vision_mlp_width: int | None = None,
-        transformer_mlp_width: int | None = None,
-        quick_gelu: bool = True,
-        name: str = "CLIP",
-        config: dict[str, Any] | None = None,
+        variant: Variant = OPENAI_VARIANT,
     ):
         if not isinstance(vision_layers, int):
             raise ClipagError(
-                f"vision_layers is {vision_layers!r}, a ResNet's: build it with "
+                f"`vision_layers` is {vision_layers!r}, a ResNet's: build it with "
                 "clip.model.build_model(state_dict)."
             )
+        quick_gelu = variant.quick_gelu
         visual = VisionTransformer(
             image_resolution,
             vision_patch_size,
             vision_width,
             vision_layers,
-            vision_heads or max(1, vision_width // 64),
+            variant.vision_heads or max(1, vision_width // 64),
             embed_dim,
-            mlp_width=vision_mlp_width,
+            mlp_width=variant.vision_mlp_width,
             quick_gelu=quick_gelu,
         )
-        # The temperature that CLIP's training starts from is 0.07.
-        super().__init__(name, visual, 2.6593, context_length, vocab_size, config or {})
+        # CLIP's training starts from the temperature 0.07; its logarithm, negated, is 2.6593.
+        super().__init__(
+            variant.name, visual, 2.6593, context_length, vocab_size, variant.config or {}
+        )
         self.quick_gelu = quick_gelu
         self.transformer = Transformer(
             transformer_width,
             transformer_layers,
             transformer_heads,
             self.build_attention_mask(),
-            mlp_width=transformer_mlp_width,
+            mlp_width=variant.transformer_mlp_width,
             quick_gelu=quick_gelu,
         )
         self.token_embedding = nn.Embedding(vocab_size, transformer_width)
@@ -305,14 +334,14 @@ class CLIP(ClipagModel):
         )
 
     def build_attention_mask(self) -> Tensor:
-        """Return (context_length, context_length): no position attends to a later one."""
-        # On the CPU even where the weights are yet on the meta device: it is no weight.
+        """Return a (context_length, context_length) mask: no position attends to a later one."""
+        # On the CPU even if the model is built on the meta device: no state dict holds the mask.
         shape = (self.context_length, self.context_length)
         return torch.full(shape, float("-inf"), device="cpu").triu_(1)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the image tower, as OpenAI's."""
+        """Floating-point type of the image tower, as in OpenAI's class."""
         dtype: torch.dtype = self.visual.conv1.weight.dtype
         return dtype
 
@@ -320,13 +349,13 @@ class CLIP(ClipagModel):
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
         x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
         x = self.ln_final(self.transformer(x.transpose(0, 1)).transpose(0, 1))
-        # The end-of-text token has the highest number.
+        # The end-of-text token has the highest number of all tokens.
         x = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]
         embedding: Tensor = x @ self.text_projection.to(x.dtype)
         return embedding
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the weights under OpenAI's names; the metadata remembers the activation."""
+        """Return the weights under OpenAI's names, and record the activation in the metadata."""
         state = super().state_dict(*args, **kwargs)
         state._metadata[kwargs.get("prefix", "")[:-1]]["quick_gelu"] = self.quick_gelu
         return state

@@ -27,7 +27,7 @@ from clipag_plugins.finetune.card import write_card
 from clipag_plugins.finetune.embedded import corpus, memory
 from clipag_plugins.finetune.embedded.image_tower import Pictures
 from clipag_plugins.finetune.embedded.recipe import MINI
-from clipag_plugins.finetune.embedded.text_tower import with_kinds
+from clipag_plugins.finetune.embedded.text_tower import with_hypernyms
 from clipag_plugins.mini import build_towers
 from clipag_plugins.targets import text_embeddings
 
@@ -612,7 +612,7 @@ KINDS = {"apple": ["fruit"], "palm tree": ["tree"], "tree": ["plant"], "lady": [
     ],
 )
 def test_a_text_is_told_what_its_head_is(text, told):
-    assert with_kinds(text, KINDS) == told
+    assert with_hypernyms(text, KINDS) == told
 
 
 def test_wordnet_knows_what_a_noun_is_a_kind_of(tmp_path):
@@ -632,10 +632,10 @@ def test_wordnet_knows_what_a_noun_is_a_kind_of(tmp_path):
         "bat n 2 1 @ 2 1 00000003 00000004\n"
         "entity n 1 0 1 0 00000001\n"
     )
-    assert corpus.wordnet_kinds(tmp_path) == {
+    assert corpus.wordnet_hypernyms(tmp_path) == {
         "animal": ["thing"], "bat": ["animal", "thing"], "entity": []
     }  # fmt: skip
-    assert corpus.wordnet_kinds(tmp_path, most=1)["bat"] == ["animal"]
+    assert corpus.wordnet_hypernyms(tmp_path, limit=1)["bat"] == ["animal"]
     assert corpus.wordnet_lemmas(tmp_path, "noun")["bat"] == ["a fish", "a club"]
     assert corpus.wordnet_lemmas(tmp_path, "noun")["animal"] == ["lives"]
 

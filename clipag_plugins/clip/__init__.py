@@ -1,11 +1,11 @@
-"""OpenAI's `clip` package, with these weights.
+"""OpenAI's `clip` package, with CLIPAG's weights.
 
-from clipag_plugins import clip
+    from clipag_plugins import clip
 
-model, preprocess = clip.load("ViT-B/32")
+    model, preprocess = clip.load("ViT-B/32")
 
-The modules here import by full names, so that they also work where the package stands in
-for OpenAI's, as `sys.modules["clip"]`.
+The modules of this package use absolute imports. So they also work when the package replaces
+OpenAI's as `sys.modules["clip"]`.
 """
 
 from importlib import import_module
@@ -21,7 +21,7 @@ _PRIVATE = ("_MODELS", "_download", "_tokenizer", "_transform")
 
 
 def __getattr__(name: str) -> Any:
-    """Import OpenAI's submodules when they are first used, and find what they keep private."""
+    """Import OpenAI's submodules when they are first used, and return their private names."""
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in _PRIVATE:

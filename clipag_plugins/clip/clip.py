@@ -1,4 +1,4 @@
-"""OpenAI's `clip.clip`: the public three, and the private names that old scripts import."""
+"""OpenAI's `clip.clip`: its public functions, and the private names that old scripts import."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +8,14 @@ from torch import Tensor
 
 from clipag_plugins import hub, registry
 from clipag_plugins.base import transform
-from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.hub import available_models, build_model, load
-from clipag_plugins.tokenizer import tokenize
+from clipag_plugins.tokenizer import shared_tokenizer, tokenize
 
 __all__ = ["available_models", "build_model", "load", "tokenize"]
 
-_tokenizer = _Tokenizer()
-# Name to address in OpenAI's; here a name is an address: `hub` knows the rest.
+_tokenizer = shared_tokenizer()
+# OpenAI's maps names to web addresses. Here `_download` takes the name itself.
 _MODELS = {name: name for name in registry.MODELS}
 
 
@@ -26,16 +25,21 @@ def _transform(n_px: int) -> Callable[[Any], Tensor]:
 
 
 def _download(url: str, root: str | None = None) -> str:
-    """Fetch the weights that a value of `_MODELS` names, and return the path of their file.
+    """Fetch the weights of a model, and return the path of their file.
+
+    Args:
+        url: a value of `_MODELS`, or the path of a file, which is returned as it is.
+        root: folder for downloads instead of the usual caches.
 
     Raises:
-        ClipagError: `url` is not such a value, its weights are not in one file, or cannot be had.
+        ClipagError: there is no such model, its weights are not in a file of OpenAI's layout, or
+            they cannot be fetched.
     """
     if Path(url).is_file():
         return url
     if url in registry.MODELS and registry.MODELS[url].embedded:
         raise ClipagError(
-            f"{url} is not in a file of OpenAI's layout, which this code goes on to read: give it "
-            "a ViT checkpoint; under clipag run, that is --model FILE.pt."
+            f"The weights of {url} are not in a file of OpenAI's layout, which this script would "
+            "read next: give it a ViT checkpoint. With clipag run, that is --model FILE.pt."
         )
     return str(hub.pull(url, root))

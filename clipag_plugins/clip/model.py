@@ -1,4 +1,4 @@
-"""OpenAI's `clip.model`: the architecture, and how it is built from a state dict."""
+"""OpenAI's `clip.model`: the architecture, and `build_model`."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Take the parts of OpenAI's ResNets from open_clip, which has them under these names."""
+    """Take the parts of OpenAI's ResNets from open_clip, which has the same names for them."""
     if name in ("AttentionPool2d", "Bottleneck", "ModifiedResNet"):
         from open_clip import modified_resnet
 

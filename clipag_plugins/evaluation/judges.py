@@ -148,7 +148,7 @@ class AestheticHead(nn.Sequential):
             for layer, prefix in zip(self, prefixes, strict=True):
                 keys = {part: f"{prefix}{part}" for part in ("weight", "bias")}
                 weights = {part: state[key] for part, key in keys.items() if key in state}
-                architecture.fill(layer, weights, str(path))
+                architecture.load_weights(layer, weights, str(path))
         except ClipagError as error:
             raise no_predictor from error
         self.requires_grad_(False)

@@ -2,15 +2,14 @@
 
     python -m clipag_plugins.finetune.embedded.corpus --work build/weights
 
-Pictures are drawn once to RGBA (N, 96, 96, 4) uint8, so that training can put them
-on any background. Needs `npm` for the emoji sets and `apt-get` for the clip art and
-WordNet (Debian, Ubuntu); only whoever remakes the embedded weights runs this.
+Pictures are rendered once to RGBA (N, 96, 96, 4) uint8, so that training can put them on any
+background. This needs `npm` for the emoji sets, and `apt-get` and `dpkg-deb` (Debian, Ubuntu) for
+the clip art and WordNet. It is needed only to remake the embedded weights.
 
-The split is a function of the caption and the picture's name alone, so it is the same
-on every machine:
-  unseen  every picture whose caption or file name names a concept of `splits/v2/unseen.txt`,
-          in any of the words of `splits/v2/other_names.txt`
-  test    5 % of the other pictures, picked by hash
+A picture's caption and name alone decide its split, so the splits are the same on every machine:
+  unseen  every picture whose caption or file name contains a concept of `splits/v2/unseen.txt` or
+          one of its synonyms in `splits/v2/other_names.txt`
+  test    5 % of the other pictures, chosen by a hash
   train   the rest
 """
 
@@ -36,13 +35,14 @@ from clipag_plugins.files import write_beside
 SIZE = 96
 SPLIT_FOLDER = Path(__file__).parent / "splits" / "v2"
 TEST_SHARE = 0.05
-# Of the hash that picks the test pictures: kept, so that they stay those of the first split.
+# Salt of the hash that chooses the test pictures. Both versions of the split share it, so their test
+# pictures agree.
 SALT = "v1"
 
-# The share-alike set (openmoji, CC-BY-SA) and the GPL stamps are left out on purpose:
-# the weights stay free of copyleft.
+# The share-alike set (openmoji, CC-BY-SA) and the GPL stamps are excluded on purpose, to keep the
+# weights free of copyleft.
 EMOJI_SETS = {
-    "fluent-emoji-flat": "1.2.6",  # MIT; first, because its names are the best captions
+    "fluent-emoji-flat": "1.2.6",  # MIT; first, because its names make the best captions
     "fluent-emoji": "1.2.7",  # MIT
     "noto": "1.2.9",  # Apache-2.0
     "noto-v1": "1.2.5",  # Apache-2.0
@@ -52,14 +52,14 @@ EMOJI_SETS = {
 }
 DEBIAN_PACKAGES = ("openclipart-png", "wordnet-base")
 
-# Emoji that are writing rather than pictures, or the same picture in another skin tone.
+# Emoji that show writing, or repeat a picture in another skin tone.
 NOT_A_PICTURE = re.compile(
     r"(^|-)(light|medium|dark|medium-light|medium-dark)(-skin-tone)?(-|$)|skin-tone"
     r"|^flag-|^flags?$|^keycap|^letter-|-letter-?|^clock-?\d|oclock|-thirty$|thirty$|^regional-|-button$"
     r"|^japanese-|^squared|^circled|copyright|registered|trade-mark|^digit|^tag-|^component"
     r"|^kiss-|^couple-with-heart-|^family-|^people-holding-hands-"
 )
-CLIP_ART_LEFT_OUT = (
+EXCLUDED_CLIP_ART = (
     "shapes/",
     "special/",
     "logos/",
@@ -77,7 +77,16 @@ CLIP_ART_LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of the corpus; `index` is its row in pictures.npy."""
+    """A picture of the corpus, without its pixels.
+
+    Attributes:
+        index: its row in pictures.npy.
+        caption: what it shows, in words.
+        source: the emoji set, or "openclipart".
+        name: its name in that source.
+        group: the source's category.
+        split: "train", "test" or "unseen".
+    """
 
     index: int
     caption: str
@@ -88,7 +97,11 @@ class Picture:
 
 
 def fetch_packages(folder: Path) -> None:
-    """Download the source packages with their own package managers into `folder`."""
+    """Download the source packages into `folder`, by npm and apt-get.
+
+    Raises:
+        ClipagError: a command is missing or fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for emoji_set, version in EMOJI_SETS.items():
         if not (folder / f"iconify-json-{emoji_set}-{version}.tgz").exists():
@@ -106,8 +119,8 @@ def _run(folder: Path, *command: str) -> None:
         subprocess.run(command, cwd=folder, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ClipagError(
-            f"{' '.join(command)!r} failed: the corpus comes by npm, apt-get and dpkg-deb, from "
-            "the network."
+            f"{' '.join(command)!r} failed: building the corpus needs npm, apt-get, dpkg-deb and a "
+            "network."
         ) from error
 
 
@@ -120,7 +133,7 @@ def unicode_names() -> dict[str, str]:
 
 def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, str]]:
     """Yield (picture, caption, source, name, group) for every emoji set."""
-    resvg_py = library("resvg_py", "weights")  # only the corpus needs it, the split lists do not
+    resvg_py = library("resvg_py", "weights")  # imported late: the split lists do not need it
     spaced = unicode_names()
     groups: dict[str, str] = {}
     for emoji_set, version in EMOJI_SETS.items():
@@ -155,10 +168,10 @@ def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, s
 def clip_art_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, str]]:
     """Yield (picture, caption, source, name, group) for the clip art.
 
-    File names end in their authors' names ("apple_bitten_dan_gerhard_01"): only words
-    that WordNet knows as nouns or adjectives are kept, up to the first it does not.
+    File names end in their authors' names ("apple_bitten_dan_gerhard_01"). So a caption ends before
+    the first word that WordNet does not have as a noun, adjective or verb.
     """
-    known = {
+    vocabulary = {
         lemma
         for part in ("noun", "adj", "verb")
         for lemma in wordnet_lemmas(folder / "wordnet-base", part)
@@ -166,28 +179,28 @@ def clip_art_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str
     root = folder / "openclipart-png" / "usr/share/openclipart/png"
     for path in tqdm(sorted(root.rglob("*.png")), desc="clip art", unit="picture"):
         relative = path.relative_to(root).as_posix()
-        if relative.startswith(CLIP_ART_LEFT_OUT):
+        if relative.startswith(EXCLUDED_CLIP_ART):
             continue
         words = [w for w in re.split(r"[^a-z]+", path.stem.lower()) if w not in ("", "bw", "icon")]
-        while words and words[0] not in known:
+        while words and words[0] not in vocabulary:
             words.pop(0)
-        kept = []
+        caption: list[str] = []
         for word in words:
-            if word not in known and word not in ("with", "and", "of", "the", "on", "in"):
+            if word not in vocabulary and word not in ("with", "and", "of", "the", "on", "in"):
                 break
-            kept.append(word)
-        if not kept or len(kept[0]) < 3:
+            caption.append(word)
+        if not caption or len(caption[0]) < 3:
             continue
         try:
             picture = Image.open(path).convert("RGBA")
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         if max(picture.size) <= 8 * min(picture.size):
-            yield picture, " ".join(kept[:5]), "openclipart", relative, path.parent.name
+            yield picture, " ".join(caption[:5]), "openclipart", relative, path.parent.name
 
 
 def wordnet_lemmas(folder: Path, part: str) -> dict[str, list[str]]:
-    """Map WordNet's lemmas of one part of speech ("noun", "adj", …) to their glosses."""
+    """Map WordNet's lemmas of a part of speech ("noun", "adj", "verb") to their glosses."""
     glosses = {
         line[:8]: line.split("|", 1)[1].split(";")[0].strip()
         for line in _wordnet_lines(folder, f"data.{part}")
@@ -198,37 +211,37 @@ def wordnet_lemmas(folder: Path, part: str) -> dict[str, list[str]]:
     }
 
 
-def wordnet_kinds(folder: Path, most: int = 3) -> dict[str, list[str]]:
-    """Map WordNet's nouns to what they are a kind of in their first sense, the nearest first.
+def wordnet_hypernyms(folder: Path, limit: int = 3) -> dict[str, list[str]]:
+    """Map WordNet's nouns to the hypernyms of their first sense, the nearest first.
 
-    "chipmunk" is a squirrel, a rodent, a placental. At most `most`; a name's first word where
-    there are synonyms.
+    For "chipmunk" these are squirrel, rodent and placental. There are at most `limit`; each is the
+    first word of its synonyms.
     """
-    name, above = {}, {}
+    name, parent = {}, {}
     for line in _wordnet_lines(folder, "data.noun"):
         fields = line.split(" | ")[0].split()
-        words = int(fields[3], 16)  # each followed by a number of its own
+        words = int(fields[3], 16)  # each word is followed by a number
         name[fields[0]] = fields[4].replace("_", " ").lower()
-        pointers = fields[5 + 2 * words :]  # of four fields: symbol, offset, part, words
-        kinds = [
+        pointers = fields[5 + 2 * words :]  # each has four fields: symbol, offset, part, words
+        parents = [
             offset
             for symbol, offset in zip(pointers[::4], pointers[1::4], strict=True)
             if symbol in ("@", "@i")
         ]
-        if kinds:
-            above[fields[0]] = kinds[0]
-    found = {}
+        if parents:
+            parent[fields[0]] = parents[0]
+    hypernyms = {}
     for lemma, senses in _wordnet_senses(folder, "noun").items():
-        sense, kinds = senses[0], []
-        while sense in above and len(kinds) < most:
-            sense = above[sense]
-            kinds.append(name[sense])
-        found[lemma] = kinds
-    return found
+        sense, chain = senses[0], []
+        while sense in parent and len(chain) < limit:
+            sense = parent[sense]
+            chain.append(name[sense])
+        hypernyms[lemma] = chain
+    return hypernyms
 
 
 def _wordnet_senses(folder: Path, part: str) -> dict[str, list[str]]:
-    """Map lemmas to the offsets of their senses, the most frequent first where WordNet counted."""
+    """Map lemmas to the offsets of their senses, in WordNet's order: the most frequent first."""
     return {
         fields[0].replace("_", " "): fields[-int(fields[2]) :]
         for fields in map(str.split, _wordnet_lines(folder, f"index.{part}"))
@@ -241,9 +254,9 @@ def _wordnet_lines(folder: Path, file: str) -> list[str]:
 
 
 def square(picture: Image.Image) -> np.ndarray:
-    """Fit a picture of any shape into (SIZE, SIZE, 4), transparent around it."""
+    """Fit a picture of any shape into a transparent square, (SIZE, SIZE, 4)."""
     picture = picture.convert("RGBA")
-    # Resize with premultiplied alpha ("RGBa"), or colours hidden under alpha 0 bleed in.
+    # Resize with premultiplied alpha ("RGBa"): otherwise colours of transparent pixels bleed in.
     fitted = picture.convert("RGBa")
     scale = SIZE / max(fitted.size)
     size = (max(1, round(fitted.width * scale)), max(1, round(fitted.height * scale)))
@@ -254,12 +267,12 @@ def square(picture: Image.Image) -> np.ndarray:
 
 
 def read_concepts(path: Path) -> list[str]:
-    """Read a list of captions, one a line."""
+    """Read a list of captions, one on each line."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def split_of(caption: str, source: str, name: str, unseen: re.Pattern[str]) -> str:
-    """Name the split of a picture, from its caption and name alone."""
+    """Return the split of a picture, which depends on its caption and name alone."""
     if unseen.search(caption) or unseen.search(re.sub(r"[^a-z]+", " ", Path(name).stem.lower())):
         return "unseen"
     digest = hashlib.sha256(f"{SALT}/{source}/{name}".encode()).digest()
@@ -267,9 +280,10 @@ def split_of(caption: str, source: str, name: str, unseen: re.Pattern[str]) -> s
 
 
 def unseen_pattern() -> re.Pattern[str]:
-    """Match every text that names a held-out concept: "a zebra", "zebra head", "zebras".
+    """Return a pattern for texts with a held-out concept: "a zebra", "zebra head", "zebras".
 
-    Other names of concepts may end in *, any end of a word ("bunny*" finds "bunnysuit").
+    Synonyms of concepts may end in *, which stands for any end of a word: "bunny*" matches
+    "bunnysuit".
     """
     names = [
         name
@@ -287,32 +301,32 @@ def build(work: Path) -> None:
     packages = work / "packages"
     fetch_packages(packages)
     unseen = unseen_pattern()
-    rows: list[Picture] = []
+    pictures: list[Picture] = []
     pixels: list[np.ndarray] = []
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     for source in (emoji_pictures(packages), clip_art_pictures(packages)):
-        for picture, caption, name_of_source, name, group in source:
-            array = square(picture)
+        for image, caption, name_of_source, name, group in source:
+            array = square(image)
             digest = hashlib.sha256(array.tobytes()).digest()
-            # Empty drawings, and the same drawing under two names, teach nothing.
-            if digest in seen or array[..., 3].mean() < 4:
+            # Skip empty drawings, and drawings that exist under another name.
+            if digest in digests or array[..., 3].mean() < 4:
                 continue
-            seen.add(digest)
+            digests.add(digest)
             split = split_of(caption, name_of_source, name, unseen)
-            rows.append(Picture(len(rows), caption, name_of_source, name, group, split))
+            pictures.append(Picture(len(pictures), caption, name_of_source, name, group, split))
             pixels.append(array)
     with write_beside(work / "pictures.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.stack(pixels))
     with write_beside(work / "captions.json") as temporary:
-        temporary.write_text(json.dumps([asdict(row) for row in rows], indent=0))
-    counts = {s: sum(row.split == s for row in rows) for s in ("train", "test", "unseen")}
-    print(f"{len(rows)} pictures, {len({row.caption for row in rows})} captions: {counts}")
+        temporary.write_text(json.dumps([asdict(picture) for picture in pictures], indent=0))
+    counts = {s: sum(p.split == s for p in pictures) for s in ("train", "test", "unseen")}
+    print(f"{len(pictures)} pictures, {len({p.caption for p in pictures})} captions: {counts}")
 
 
 def load(work: Path) -> tuple[np.memmap, list[Picture]]:
-    """Read the corpus: pictures (N, 96, 96, 4) uint8 RGBA, memory-mapped, and their rows."""
-    rows = [Picture(**row) for row in json.loads((work / "captions.json").read_text())]
-    return np.load(work / "pictures.npy", mmap_mode="r"), rows
+    """Read the corpus: pixels (N, 96, 96, 4) uint8 RGBA, memory-mapped, and the pictures' data."""
+    pictures = [Picture(**entry) for entry in json.loads((work / "captions.json").read_text())]
+    return np.load(work / "pictures.npy", mmap_mode="r"), pictures
 
 
 def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:

@@ -1,4 +1,4 @@
-"""Put trained towers and their memories into the package, beside their checksums.
+"""Write trained towers and their memories into the package, with checksums.
 
 python -m clipag_plugins.finetune.embedded.export --work build/weights --out clipag_plugins/weights
 """
@@ -14,16 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipag_plugins.files import write_beside
-from clipag_plugins.finetune.embedded.memory import fill
+from clipag_plugins.finetune.embedded.memory import build_memory
 from clipag_plugins.finetune.embedded.recipe import MINI, VQGAN
 
 IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
 
 
 def export(work: Path, out: Path) -> None:
-    """Write both image towers, the text tower they share, memories, mixture, VQGAN and config."""
+    """Write all embedded weights and their config.json to `out`.
+
+    Both models share the text tower. Each has its own image tower and memory values.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    memory = fill(work, IMAGE_TOWERS)
+    memory = build_memory(work, IMAGE_TOWERS)
     text = {**MINI["text_cfg"], "memory": len(memory["keys"])}
     config: dict[str, Any] = {"model_cfg": {**MINI, "text_cfg": text}, "models": {}}
     config["text"] = _write(load_file(work / "text.safetensors"), out / "text-mini.safetensors")

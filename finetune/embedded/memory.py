@@ -1,8 +1,8 @@
-"""The memories that the embedded models' text towers end in: `export` fills them.
+"""Compute the memory that the embedded models' text towers end in (`clipag_plugins.mini.Memory`).
 
-Keys are the captions of the training split, as the frozen text tower embeds them; values, for
-each image tower, the mean embedding of a caption's pictures on white, less the mean of all
-captions'. Nothing is trained. `clipag_plugins.mini.Memory` says what it is for.
+Keys are the frozen text tower's embeddings of the training captions. For each image tower, the
+value of a caption is the mean embedding of its pictures on white, minus the mean of all captions.
+Nothing is trained.
 """
 
 from collections.abc import Mapping
@@ -19,22 +19,28 @@ from clipag_plugins.finetune.embedded.recipe import MINI
 from clipag_plugins.mini import build_towers
 
 
-def fill(work: Path, towers: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return "keys", and the values under each model's name, (captions, embed_dim).
+def build_memory(work: Path, towers: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the keys under "keys", and each model's values under its name.
 
-    `towers` maps the names to those of the files in `work`.
+    Args:
+        work: folder with the corpus and the trained towers.
+        towers: names of the models, and of their image towers' files in `work`.
+
+    Returns:
+        Tensors of shape (captions, embed_dim).
     """
     trainer = Trainer(work, seed=0)
-    found = {"keys": trainer.embeddings[trainer.allowed]}
+    memory = {"keys": trainer.embeddings[trainer.allowed]}
     for name, kind in towers.items():
         tower = build_towers(MINI)[0].eval()
         tower.load_state_dict(load_file(work / f"{kind}.safetensors"))
-        found[name] = _seen_by(tower, trainer)
-    return found
+        memory[name] = _mean_embeddings(tower, trainer)
+    return memory
 
 
 @torch.no_grad()
-def _seen_by(tower: nn.Module, trainer: Trainer) -> Tensor:
+def _mean_embeddings(tower: nn.Module, trainer: Trainer) -> Tensor:
+    """Return the centred mean embedding of each training caption's pictures."""
     side: int = MINI["vision_cfg"]["image_size"]
     sums, counts = torch.zeros_like(trainer.embeddings), torch.zeros(len(trainer.captions), 1)
     for rows in trainer.train.split(512):

@@ -4,11 +4,11 @@ r"""Fit the mixture of Gaussians that the sampler starts from.
     python -m clipag_plugins.finetune.embedded.starts \
         --folder tiny-imagenet-200/train --out tiny.safetensors
 
-Pictures are shrunk to 16 × 16, and each class becomes one Gaussian (CLIPAG supplement,
-section 1.3). The classes of `--folder` are its subfolders, as in torchvision's
-ImageFolder. The corpus has captions instead of classes: the 200 classes, as many as the
-paper's, are k-means clusters of its training captions' embeddings. Of every covariance
-the strongest 16 directions are kept: the whole would be 200 times 768 × 768 numbers.
+Pictures are resized to 16 × 16, and one Gaussian is fitted to each class (CLIPAG supplement,
+section 1.3). The classes of `--folder` are its subfolders, as in torchvision's ImageFolder. The
+corpus has captions instead of classes, so its training captions' embeddings are clustered into 200
+classes by k-means; the paper has 200 too. Only the 16 strongest directions of each covariance are
+stored, since the full matrices would have 200 × 768 × 768 numbers.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RANK = 16
 
 
 def corpus_classes(work: Path, seed: int) -> Iterator[Tensor]:
-    """Yield the training pictures of each cluster of captions, (n, 3, 16, 16), on white."""
+    """Yield the training pictures of each cluster of captions on white, (n, 3, 16, 16)."""
     from sklearn.cluster import KMeans
 
     from clipag_plugins.finetune.embedded.image_tower import Pictures, Trainer
@@ -37,10 +37,10 @@ def corpus_classes(work: Path, seed: int) -> Iterator[Tensor]:
     trainer = Trainer(work, seed)
     pictures = Pictures(trainer.pixels, SIDE)
     allowed = torch.nonzero(trainer.allowed).squeeze(1)
-    means = KMeans(CLASSES, n_init=1, random_state=seed)
+    kmeans = KMeans(CLASSES, n_init=1, random_state=seed)
     cluster = torch.full((len(trainer.captions),), -1)
-    fitted = means.fit_predict(trainer.embeddings[allowed].numpy())
-    cluster[allowed] = torch.from_numpy(fitted).long()
+    labels = kmeans.fit_predict(trainer.embeddings[allowed].numpy())
+    cluster[allowed] = torch.from_numpy(labels).long()
     cluster_of = cluster[trainer.caption_of[trainer.train]]
     for number in range(CLASSES):
         yield pictures.plain(trainer.train[cluster_of == number])
@@ -61,7 +61,12 @@ def folder_classes(folder: Path) -> Iterator[Tensor]:
 
 
 def fit(classes: Iterator[Tensor], out: Path) -> None:
-    """Fit one Gaussian a class and write means and covariance factors to `out`."""
+    """Fit one Gaussian to each class, and write means and covariance factors to `out`.
+
+    Args:
+        classes: the pictures of each class, (n, 3, 16, 16) in [0, 1].
+        out: a .safetensors file that `mixture.load` reads.
+    """
     means, factors = [], []
     for images in classes:
         flat = images.flatten(1)

@@ -2,14 +2,14 @@
 
     python -m clipag_plugins.finetune.embedded.text_tower --work build/weights
 
-The student reads CLIP's BPE tokens and learns to place every text near where
-all-MiniLM-L6-v2 (Apache-2.0) places it, over the corpus' captions in CLIP's prompt
-templates, WordNet's lemmas and glosses, and colour–thing phrases. It is frozen from
-then on, as in the CLIPAG paper (supplement, section 1.1).
+The student reads CLIP's BPE tokens and learns the embeddings of all-MiniLM-L6-v2 (Apache-2.0). The
+training texts are the corpus' captions in CLIP's prompt templates, WordNet's lemmas and glosses,
+and phrases of a colour and a thing. The tower is frozen afterwards, as in the CLIPAG paper
+(supplement, section 1.1).
 
-MiniLM reads a rare noun by its letters: next to "chipmunk" it has "potato chips". So half of
-a text's place is that of the text with what WordNet says its head is a kind of: "chipmunk,
-squirrel, rodent, placental".
+MiniLM judges a rare noun by its spelling and places "chipmunk" next to "potato chips". So a text's
+target is the mean of two embeddings: that of the text, and that of the text followed by the
+hypernyms of its head noun in WordNet, as in "chipmunk, squirrel, rodent, placental".
 """
 
 import argparse
@@ -64,7 +64,7 @@ BATCH = 256
 STEPS = 3400
 PEAK_RATE = 2e-3
 
-# Where a noun phrase's head has passed: "a castle with red roofs", "a rodent that burrows".
+# What follows the head of a noun phrase: "a castle with red roofs", "a rodent that burrows".
 AFTER_HEAD = re.compile(
     r"[,;:(]| (?:about|against|and|at|behind|between|by|for|from|in|into|made|near|of|on|or|over"
     r"|showing|that|to|under|used|wearing|when|where|which|who|whose|with|without)\b"
@@ -74,14 +74,16 @@ PLURALS = (("", ""), ("ies", "y"), ("es", ""), ("s", ""), ("men", "man"))
 
 
 def training_texts(work: Path, seed: int) -> list[str]:
-    """List the texts to distil on. The concepts of `unseen.txt` are words like any other here:
-    no picture of them is involved."""
+    """Return the texts to distil on.
+
+    They include the concepts of `unseen.txt`: those are held out of the pictures, not of the texts.
+    """
     draw = random.Random(seed)
     captions = sorted({row.caption for row in corpus.load(work)[1]})
     wordnet = work / "packages" / "wordnet-base"
     nouns = corpus.wordnet_lemmas(wordnet, "noun")
     adjectives = corpus.wordnet_lemmas(wordnet, "adj")
-    # Single words and pairs cover what people type; WordNet's Latin taxa do not.
+    # Most prompts are nouns of one or two words. This also excludes WordNet's Latin taxa.
     things = [n for n in nouns if len(n.split()) <= 2 and n.replace(" ", "").isalpha()]
     single = [n for n in things if " " not in n]
     texts = (
@@ -98,34 +100,34 @@ def training_texts(work: Path, seed: int) -> list[str]:
 
 
 def head(text: str, nouns: Container[str]) -> str | None:
-    """Return the noun that a text is about, in the singular; None if it has none that is known.
+    """Return the noun that a text is about, in the singular, or None if it has none of `nouns`.
 
-    The longest known noun that ends the text's first noun phrase: "palm tree" of "a photo of a
-    tall palm tree on a beach".
+    This is the longest noun at the end of the first noun phrase: "palm tree" in "a photo of a tall
+    palm tree on a beach".
     """
     phrase = AFTER_HEAD.split(OF_A_PICTURE.sub("", text.lower()), maxsplit=1)[0]
     words = phrase.split()
     for start in range(len(words)):
         name = " ".join(words[start:])
         for plural, singular in PLURALS:
-            found = name.removesuffix(plural) + singular
-            if name.endswith(plural) and len(found) > 1 and found in nouns:
-                return found
+            noun = name.removesuffix(plural) + singular
+            if name.endswith(plural) and len(noun) > 1 and noun in nouns:
+                return noun
     return None
 
 
-def with_kinds(text: str, kinds: Mapping[str, list[str]]) -> str:
-    """Return a text and, after it, what its head is a kind of (`corpus.wordnet_kinds`)."""
-    found = head(text, kinds)
-    return ", ".join([text, *(kinds[found] if found else ())])
+def with_hypernyms(text: str, hypernyms: Mapping[str, list[str]]) -> str:
+    """Return a text followed by the hypernyms of its head (`corpus.wordnet_hypernyms`)."""
+    noun = head(text, hypernyms)
+    return ", ".join([text, *(hypernyms[noun] if noun else ())])
 
 
-def teach(texts: list[str], work: Path) -> torch.Tensor:
-    """Return where `texts` belong, (N, 384) float32 of unit length, cached in `work`."""
-    kinds = corpus.wordnet_kinds(work / "packages" / "wordnet-base")
-    told = [with_kinds(text, kinds) for text in texts]
+def teacher_embeddings(texts: list[str], work: Path) -> torch.Tensor:
+    """Return the targets of `texts`, (N, 384) float32 of unit length; cache them in `work`."""
+    hypernyms = corpus.wordnet_hypernyms(work / "packages" / "wordnet-base")
+    longer = [with_hypernyms(text, hypernyms) for text in texts]
     cache = work / "teacher.safetensors"
-    digest = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(longer).encode()).hexdigest()
     if cache.exists():
         with safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("texts") == digest:
@@ -136,29 +138,31 @@ def teach(texts: list[str], work: Path) -> torch.Tensor:
 
     teacher = SentenceTransformer(str(get_model_path()), device="cpu")
     teacher.max_seq_length = 32
-    every = sorted({*texts, *told})
+    distinct = sorted({*texts, *longer})
     embeddings = teacher.encode(
-        every, batch_size=128, convert_to_tensor=True, normalize_embeddings=True,
+        distinct, batch_size=128, convert_to_tensor=True, normalize_embeddings=True,
         show_progress_bar=True,
     )  # fmt: skip
-    number = {text: i for i, text in enumerate(every)}
-    bare, kin = ([number[text] for text in listed] for listed in (texts, told))
-    goals = F.normalize(embeddings[bare] + embeddings[kin], dim=1)
+    number = {text: i for i, text in enumerate(distinct)}
+    of_texts, of_longer = (
+        embeddings[[number[text] for text in listed]] for listed in (texts, longer)
+    )
+    targets = F.normalize(of_texts + of_longer, dim=1)
     with write_beside(cache) as temporary:
-        save_file({"embeddings": goals.half().contiguous()}, temporary, {"texts": digest})
-    return goals.float()
+        save_file({"embeddings": targets.half().contiguous()}, temporary, {"texts": digest})
+    return targets.float()
 
 
 def distil(work: Path, seed: int) -> None:
-    """Train the student and write text.safetensors to `work`; resumes after a kill."""
+    """Train the student and write text.safetensors to `work`. Resumes if it was interrupted."""
     torch.manual_seed(seed)
     texts = training_texts(work, seed)
-    targets = teach(texts, work)
+    targets = teacher_embeddings(texts, work)
     tokens = torch.cat(
         [tokenize(texts[i : i + 4096], truncate=True) for i in range(0, len(texts), 4096)]
     )
     length = tokens.argmax(dim=1) + 1
-    # The last 2,000 in a seeded order judge the student and are never trained on.
+    # The last 2,000 texts of a seeded order evaluate the student, and are never trained on.
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
     held_out, order = order[-2000:], order[:-2000]
 
@@ -169,23 +173,23 @@ def distil(work: Path, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.06
     )
-    taught = sha256(work / "teacher.safetensors")
+    teacher = sha256(work / "teacher.safetensors")
     recipe = checkpoint.Recipe(
-        {"seed": seed, "shape": MINI, "steps": STEPS, "lr": PEAK_RATE, "teacher": taught}
+        {"seed": seed, "shape": MINI, "steps": STEPS, "lr": PEAK_RATE, "teacher": teacher}
     )
     parts = {"recipe": recipe, "student": student, "optimizer": optimizer, "schedule": schedule}
     start = checkpoint.restore(work / "text.checkpoint.pt", parts)
     for step in checkpoint.progress(start, STEPS, "text tower"):
-        # Texts of like length share a batch, or most of the work would be padding.
+        # Texts of similar length share a batch. Otherwise most of the work would be padding.
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         pool = order[torch.randint(len(order), (BATCH * 8,), generator=generator)]
         pool = pool[length[pool].argsort()].view(8, BATCH)
-        rows = pool[int(torch.randint(8, (1,), generator=generator))]
-        output = F.normalize(student(tokens[rows]), dim=1)
-        goal = targets[rows]
-        # Each text to its place, and all texts of the batch to their distances.
-        loss = (1 - (output * goal).sum(1)).mean() + (
-            output @ output.T - goal @ goal.T
+        chosen = pool[int(torch.randint(8, (1,), generator=generator))]
+        output = F.normalize(student(tokens[chosen]), dim=1)
+        target = targets[chosen]
+        # The first term matches each embedding, the second the similarities within the batch.
+        loss = (1 - (output * target).sum(1)).mean() + (
+            output @ output.T - target @ target.T
         ).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -2,13 +2,14 @@
 
     python -m clipag_plugins.finetune.embedded.vqgan --work build/weights
 
-Esser, Rombach & Ommer (CVPR 2021): an autoencoder whose latent is rounded to the codes of a
-codebook, trained by pixels, by features and against a discriminator. The features of LPIPS are
-VGG16's, which no package registry has: here they are those of `clipag-mini`'s image tower, compared
-as LPIPS compares them (Zhang et al., CVPR 2018) but with every channel counting the same.
+A VQGAN (Esser, Rombach & Ommer, CVPR 2021) is an autoencoder that rounds its latent to the codes of
+a codebook. Its loss compares pixels and features, and has a discriminator. LPIPS would compare
+VGG16's features, but no package registry has that network. So the loss uses features of
+`clipag-mini`'s image tower, compared as in LPIPS (Zhang et al., CVPR 2018) but with equal weights
+for all channels.
 
-Codes that no place has chosen for a while are moved to where the encoder's output is (Dhariwal et
-al., "Jukebox", 2020), so that few are wasted.
+Codes that were not used for a while are moved to outputs of the encoder (Dhariwal et al.,
+"Jukebox", 2020), so that few are wasted.
 """
 
 import argparse
@@ -31,31 +32,33 @@ from clipag_plugins.mini import MiniImageTower, build_towers
 
 SIDE, BATCH, STEPS = 48, 8, 1900
 RATE, LAST_RATE, WARM_UP = 5e-4, 2e-5, 50
-ADVERSARY = 0.65  # share of the steps after which the discriminator counts
-FEATURES = 0.1  # weight of the features' distance beside that of the pixels, whose weight is 1
+ADVERSARY = 0.65  # share of the steps before the discriminator joins the loss
+FEATURES = 0.1  # weight of the feature distance; that of the pixel distance is 1
 EVERY = 50  # steps between moves of unused codes, and between checkpoints
 
 
 class FeatureDistance(nn.Module):
-    """How far apart a tower's stages see two images: what taming's loss asks of LPIPS."""
+    """Distance of two images in the features of a tower's stages; replaces LPIPS in taming's loss.
+
+    Args:
+        tower: the image tower, which is frozen.
+    """
 
     def __init__(self, tower: MiniImageTower):
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return (B, 1, 1, 1) for images (B, 3, H, W) in [-1, 1]."""
+        """Return distances (B, 1, 1, 1) of images (B, 3, H, W) in [-1, 1]."""
         x = normalize((torch.cat([a, b]) + 1) / 2)
         distance = x.new_zeros(len(a), 1, 1, 1)
-        for number, layer in enumerate(self.tower.layers):
+        layers = list(self.tower.layers)
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
             x = layer(x)
-            following = number + 1
-            ends = following == len(self.tower.layers)
-            if ends or isinstance(self.tower.layers[following], nn.Conv2d):  # a stage ends here
-                one, other = F.normalize(x, dim=1).chunk(2)
-                distance = distance + (one - other).pow(2).sum(dim=1, keepdim=True).mean(
-                    dim=(2, 3), keepdim=True
-                )
+            if following is None or isinstance(following, nn.Conv2d):  # a stage ends here
+                features_a, features_b = F.normalize(x, dim=1).chunk(2)
+                squares = (features_a - features_b).pow(2).sum(dim=1, keepdim=True)
+                distance = distance + squares.mean(dim=(2, 3), keepdim=True)
         return distance
 
 
@@ -64,10 +67,10 @@ def build(work: Path, steps: int) -> Any:
     losses = taming("modules.losses.vqperceptual")
     tower, _ = build_towers(MINI)
     tower.load_state_dict(load_file(work / "clipag.safetensors"))
-    # In our own copy of the module: it would download VGG16.
+    # taming's LPIPS would download VGG16. `losses` is this package's own copy of the module.
     vars(losses)["LPIPS"] = lambda: FeatureDistance(cast(MiniImageTower, tower))
-    without = {"target": "torch.nn.Identity"}
-    model = taming("models.vqgan").VQModel(**VQGAN["params"], lossconfig=without)
+    no_loss = {"target": "torch.nn.Identity"}
+    model = taming("models.vqgan").VQModel(**VQGAN["params"], lossconfig=no_loss)
     model.loss = losses.VQLPIPSWithDiscriminator(
         disc_start=int(ADVERSARY * steps), disc_num_layers=2, disc_ndf=32, disc_weight=0.3,
         perceptual_weight=FEATURES,
@@ -76,7 +79,7 @@ def build(work: Path, steps: int) -> Any:
 
 
 def crops(pictures: Pictures, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Return augmented pictures, one random window of each: (B, 3, SIDE, SIDE) in [-1, 1]."""
+    """Return a random window of each augmented picture, (B, 3, SIDE, SIDE) in [-1, 1]."""
     images = pictures.augmented(rows, generator)
     corners = torch.randint(corpus.SIZE - SIDE + 1, (len(rows), 2), generator=generator).tolist()
     windows = [
@@ -88,25 +91,32 @@ def crops(pictures: Pictures, rows: Tensor, generator: torch.Generator) -> Tenso
 
 @torch.no_grad()
 def move_unused(
-    codes: nn.Embedding, used: Tensor, places: Tensor, generator: torch.Generator
+    codes: nn.Embedding, used: Tensor, latents: Tensor, generator: torch.Generator
 ) -> int:
-    """Put codes that were not used at places (N, embed_dim) of the encoder's output."""
+    """Move unused codes to randomly chosen latents; return how many were moved.
+
+    Args:
+        codes: the codebook, (codes, embed_dim).
+        used: how often each code was used, (codes,).
+        latents: outputs of the encoder, (N, embed_dim).
+        generator: chooses the latents.
+    """
     unused = (used == 0).nonzero()[:, 0]
-    # Each place takes one code at most: of two that are the same, the second is never chosen.
-    chosen = torch.randperm(len(places), generator=generator)[: len(unused)]
-    codes.weight[unused[: len(chosen)]] = places[chosen]
+    # No latent is chosen twice: of two equal codes, the second would never be used.
+    chosen = torch.randperm(len(latents), generator=generator)[: len(unused)]
+    codes.weight[unused[: len(chosen)]] = latents[chosen]
     return len(chosen)
 
 
 @torch.no_grad()
 def evaluate(model: Any, pictures: Pictures, rows: Tensor) -> str:
-    """Say how well whole held-out pictures on white come back, and how many codes they use."""
+    """Return one line on the reconstruction of whole pictures on white, and on the codes used."""
     errors, used = [], torch.zeros(model.quantize.n_e)
     for chunk in rows.split(32):
         images = pictures.plain(chunk) * 2 - 1
         quant, _, (_, _, codes) = model.encode(images)
-        back = model.decode(quant).clamp(-1, 1)
-        errors.append(((back - images) / 2).pow(2).mean(dim=(1, 2, 3)))
+        decoded = model.decode(quant).clamp(-1, 1)
+        errors.append(((decoded - images) / 2).pow(2).mean(dim=(1, 2, 3)))
         used += codes.flatten().bincount(minlength=len(used))
     psnr = (-10 * torch.cat(errors).log10()).mean()
     share = used / used.sum()
@@ -118,16 +128,18 @@ def evaluate(model: Any, pictures: Pictures, rows: Tensor) -> str:
 
 
 def train(work: Path, seed: int, steps: int) -> None:
-    """Train and write `vqgan.safetensors` to `work`; resumes after a kill."""
+    """Train and write `vqgan.safetensors` to `work`. Resumes if it was interrupted."""
     torch.manual_seed(seed)
-    pixels, rows = corpus.load(work)
+    pixels, entries = corpus.load(work)
     pictures = Pictures(torch.tensor(pixels), corpus.SIZE)
-    in_split = {s: [row.index for row in rows if row.split == s] for s in ("train", "test")}
-    training, held_out = torch.tensor(in_split["train"]), torch.tensor(in_split["test"])
+    training, held_out = (
+        torch.tensor([entry.index for entry in entries if entry.split == split])
+        for split in ("train", "test")
+    )
     model = build(work, steps)
     discriminator = model.loss.discriminator
-    drawing = [p for name, p in model.named_parameters() if not name.startswith("loss.")]
-    optimizer = torch.optim.Adam(drawing, RATE, betas=(0.5, 0.9))
+    autoencoder = [p for name, p in model.named_parameters() if not name.startswith("loss.")]
+    optimizer = torch.optim.Adam(autoencoder, RATE, betas=(0.5, 0.9))
     adversary = torch.optim.Adam(discriminator.parameters(), RATE, betas=(0.5, 0.9))
     recipe = checkpoint.Recipe(
         {"seed": seed, "shape": VQGAN, "steps": steps, "batch": BATCH, "side": SIDE, "lr": RATE}
@@ -145,31 +157,31 @@ def train(work: Path, seed: int, steps: int) -> None:
             decay = (LAST_RATE / RATE) ** max(0.0, 2 * step / steps - 1)
             group["lr"] = RATE * decay * min(1.0, (step + 1) / WARM_UP)
 
-        before = model.quant_conv(model.encoder(images))
-        if step == 0:  # the codes start where the encoder does
-            move_unused(model.quantize.embedding, used, _places(before), generator)
-        quant, quant_loss, (_, _, codes) = model.quantize(before)
-        back = model.decode(quant)
-        loss, facts = model.loss(
-            quant_loss, images, back, 0, step, last_layer=model.get_last_layer()
+        latent = model.quant_conv(model.encoder(images))
+        if step == 0:  # the codes start as outputs of the untrained encoder
+            move_unused(model.quantize.embedding, used, _vectors(latent), generator)
+        quant, quant_loss, (_, _, codes) = model.quantize(latent)
+        decoded = model.decode(quant)
+        loss, metrics = model.loss(
+            quant_loss, images, decoded, 0, step, last_layer=model.get_last_layer()
         )
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(drawing, 1.0)
+        nn.utils.clip_grad_norm_(autoencoder, 1.0)
         optimizer.step()
         if step >= model.loss.discriminator_iter_start:
-            against, _ = model.loss(quant_loss, images, back.detach(), 1, step)
+            adversary_loss, _ = model.loss(quant_loss, images, decoded.detach(), 1, step)
             adversary.zero_grad()
-            against.backward()
+            adversary_loss.backward()
             adversary.step()
 
-        pixel = facts["train/rec_loss"].item()
+        pixel = metrics["train/rec_loss"].item()
         running += 0.02 * (pixel - running) if running else pixel
         used += codes.flatten().bincount(minlength=len(used))
         if step % EVERY == EVERY - 1:
             moved = 0
-            if step < 3 * steps // 4:  # the rest of the time they settle
-                moved = move_unused(model.quantize.embedding, used, _places(before), generator)
+            if step < 3 * steps // 4:  # afterwards the codes settle
+                moved = move_unused(model.quantize.embedding, used, _vectors(latent), generator)
             used.zero_()
             checkpoint.save(path, step + 1, parts)
             print(f" vqgan: step {step + 1}, loss {running:.4f}, {moved} codes moved", flush=True)
@@ -182,7 +194,8 @@ def train(work: Path, seed: int, steps: int) -> None:
         save_file(state, temporary)
 
 
-def _places(latent: Tensor) -> Tensor:
+def _vectors(latent: Tensor) -> Tensor:
+    """Return the vectors (N, embed_dim) of a latent (B, embed_dim, H, W)."""
     return latent.detach().movedim(1, -1).flatten(0, 2)
 
 

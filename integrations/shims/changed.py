@@ -116,14 +116,14 @@ def _torch(patches: Patches, module: ModuleType) -> None:
         except UnpicklingError:
             if "weights_only" in options or not hasattr(serialization, "safe_globals"):
                 raise  # asked for by the script, or a torch of before all this
-            from clipag_plugins.untrusted import inert
+            from clipag_plugins.untrusted import empty_class
 
             try:
                 names = serialization.get_unsafe_globals_in_checkpoint(_rewound(f))
             except ValueError:
                 names = []  # a file of before torch 1.6, which torch cannot look into
             known = _data_classes()
-            stand_ins = {name: inert(name) for name in names if name not in known}
+            stand_ins = {name: empty_class(name) for name in names if name not in known}
             allowed = [(kind, name) for name, kind in {**known, **stand_ins}.items()]
             with serialization.safe_globals(allowed):
                 loaded = real(_rewound(f), *arguments, **options)

@@ -208,7 +208,7 @@ def _build(config: Mapping[str, Any], weights: Path, what: str) -> nn.Module:
     state: dict[str, Tensor] = {k: v for k, v in read.items() if k.startswith(PARTS)}
     if not state:
         raise ClipagError(f"{weights} holds no VQGAN: none of its tensors is a decoder's.")
-    architecture.fill(empty, state, what)
+    architecture.load_weights(empty, state, what)
     return empty.eval().requires_grad_(False)
 
 
