@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
 from .errors import ClipagError
 from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
-from .vit import CLIP, Variant
+from .vit import CLIP, Shape
 
 # Numbers that OpenAI's files hold beside the weights.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
@@ -23,6 +23,11 @@ PLAIN = {
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
+# What open_clip and timm raise on configs that they do not know.
+OPEN_CLIP_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def from_state(
@@ -218,28 +223,24 @@ def _plain(config: dict[str, Any], what: str, name: str) -> CLIP:
     text_heads = text.integer("heads", 8)
     vision.require_multiple("width", width, vision_heads)
     text.require_multiple("width", text_width, text_heads)
-    variant = Variant(
+    shape = Shape(
+        top.integer("embed_dim"),
+        vision.integer("image_size", 224, largest=LARGEST_SIDE),
+        vision.integer("layers", 12, largest=DEEPEST),
+        width,
+        vision.integer("patch_size", 16, largest=LARGEST_SIDE),
+        text.integer("context_length", 77),
+        text.integer("vocab_size", 49408),
+        text_width,
+        text_heads,
+        text.integer("layers", 12, largest=DEEPEST),
         vision_heads=vision_heads,
         vision_mlp_width=int(width * vision.ratio("mlp_ratio", 4)),
         transformer_mlp_width=int(text_width * text.ratio("mlp_ratio", 4)),
         quick_gelu=top.flag("quick_gelu"),
-        name=name,
-        config=config,
     )
     with torch.device("meta"):
-        return CLIP(
-            top.integer("embed_dim"),
-            vision.integer("image_size", 224, largest=LARGEST_SIDE),
-            vision.integer("layers", 12, largest=DEEPEST),
-            width,
-            vision.integer("patch_size", 16, largest=LARGEST_SIDE),
-            text.integer("context_length", 77),
-            text.integer("vocab_size", 49408),
-            text_width,
-            text_heads,
-            text.integer("layers", 12, largest=DEEPEST),
-            variant=variant,
-        )
+        return CLIP.from_shape(shape, name, config)
 
 
 def _build_with_open_clip(config: Mapping[str, Any], what: str) -> nn.Module:
@@ -255,7 +256,7 @@ def _build_with_open_clip(config: Mapping[str, Any], what: str) -> nn.Module:
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
     try:
         model: nn.Module = kind(**settings)
-    except Exception as error:  # open_clip raises anything on a config that it does not know
+    except OPEN_CLIP_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ClipagError(
             f"The architecture of {what} is not one that open_clip knows: {reason}."

@@ -1,7 +1,9 @@
 """Read state dicts from untrusted files without running any code that they contain."""
 
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +23,12 @@ MOST_NESTED = 50  # modules inside one another
 # Lightning's checkpoints hold objects of these packages (callbacks, options, scores) beside the
 # weights. None of the packages is imported or called.
 TRAINERS = ("argparse", "lightning", "main", "numpy", "omegaconf", "pytorch_lightning", "taming")
+# What pickle, zipfile, torch and safetensors raise on damaged or hostile bytes.
+READER_ERRORS = (
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, SafetensorError,
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError,
+    LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 BOMB = "would unpack to many times its size: it is no checkpoint."
 
 
@@ -64,7 +72,7 @@ def _reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # pickle, zipfile, torch and safetensors document no common error
+    except READER_ERRORS as error:
         raise ClipagError(
             f"{path} is not a complete .safetensors file, torch state dict or TorchScript archive "
             "of tensors: fetch it again."

@@ -247,33 +247,36 @@ class VisionTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class Variant:
-    """What a CLIP may have beyond the arguments of OpenAI's constructor.
+class Shape:
+    """The arguments of OpenAI's constructor, and those that models of open_clip's need beside them.
 
     Attributes:
         vision_heads: attention heads of the image tower; None for one per 64 channels.
         vision_mlp_width: width inside its MLPs; None for four times the tower's width.
         transformer_mlp_width: the same in the text tower.
         quick_gelu: whether the activation is QuickGELU instead of GELU.
-        name: the model's name.
-        config: the architecture as an open_clip `model_cfg`; None if it is not known.
     """
 
+    embed_dim: int
+    image_resolution: int
+    vision_layers: int
+    vision_width: int
+    vision_patch_size: int
+    context_length: int
+    vocab_size: int
+    transformer_width: int
+    transformer_heads: int
+    transformer_layers: int
     vision_heads: int | None = None
     vision_mlp_width: int | None = None
     transformer_mlp_width: int | None = None
     quick_gelu: bool = True
-    name: str = "CLIP"
-    config: dict[str, Any] | None = None
-
-
-OPENAI_VARIANT = Variant()
 
 
 class CLIP(ClipagModel):
     """Vision transformer and text transformer, with OpenAI's constructor.
 
-    Only `variant` is not an argument of OpenAI's: some models of open_clip's need it.
+    `from_shape` builds the variants of open_clip.
 
     Raises:
         ClipagError: `vision_layers` is a tuple, as for a ResNet: `build_model` builds ResNets.
@@ -291,47 +294,59 @@ class CLIP(ClipagModel):
         transformer_width: int,
         transformer_heads: int,
         transformer_layers: int,
-        *,
-        variant: Variant = OPENAI_VARIANT,
     ):
         if not isinstance(vision_layers, int):
             raise ClipagError(
                 f"`vision_layers` is {vision_layers!r}, a ResNet's: build it with "
                 "clip.model.build_model(state_dict)."
             )
-        quick_gelu = variant.quick_gelu
+        shape = Shape(
+            embed_dim, image_resolution, vision_layers, vision_width, vision_patch_size,
+            context_length, vocab_size, transformer_width, transformer_heads, transformer_layers,
+        )  # fmt: skip
+        self._build(shape, "CLIP", {})
+
+    @classmethod
+    def from_shape(cls, shape: Shape, name: str, config: dict[str, Any]) -> "CLIP":
+        """Build a model, untrained.
+
+        Args:
+            shape: sizes and activation.
+            name: the model's name.
+            config: the same as an open_clip `model_cfg`.
+        """
+        model = cls.__new__(cls)
+        model._build(shape, name, config)
+        return model
+
+    def _build(self, shape: Shape, name: str, config: dict[str, Any]) -> None:
+        width, quick_gelu = shape.transformer_width, shape.quick_gelu
         visual = VisionTransformer(
-            image_resolution,
-            vision_patch_size,
-            vision_width,
-            vision_layers,
-            variant.vision_heads or max(1, vision_width // 64),
-            embed_dim,
-            mlp_width=variant.vision_mlp_width,
+            shape.image_resolution,
+            shape.vision_patch_size,
+            shape.vision_width,
+            shape.vision_layers,
+            shape.vision_heads or max(1, shape.vision_width // 64),
+            shape.embed_dim,
+            mlp_width=shape.vision_mlp_width,
             quick_gelu=quick_gelu,
         )
         # CLIP's training starts from the temperature 0.07; its logarithm, negated, is 2.6593.
-        super().__init__(
-            variant.name, visual, 2.6593, context_length, vocab_size, variant.config or {}
-        )
+        super().__init__(name, visual, 2.6593, shape.context_length, shape.vocab_size, config)
         self.quick_gelu = quick_gelu
         self.transformer = Transformer(
-            transformer_width,
-            transformer_layers,
-            transformer_heads,
+            width,
+            shape.transformer_layers,
+            shape.transformer_heads,
             self.build_attention_mask(),
-            mlp_width=variant.transformer_mlp_width,
+            mlp_width=shape.transformer_mlp_width,
             quick_gelu=quick_gelu,
         )
-        self.token_embedding = nn.Embedding(vocab_size, transformer_width)
+        self.token_embedding = nn.Embedding(shape.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        self.positional_embedding = nn.Parameter(
-            0.01 * torch.randn(context_length, transformer_width)
-        )
-        self.ln_final = LayerNorm(transformer_width)
-        self.text_projection = nn.Parameter(
-            transformer_width**-0.5 * torch.randn(transformer_width, embed_dim)
-        )
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(shape.context_length, width))
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, shape.embed_dim))
 
     def build_attention_mask(self) -> Tensor:
         """Return a (context_length, context_length) mask: no position attends to a later one."""

@@ -1,7 +1,7 @@
-"""A second device where there is no GPU: its tensors compute on the CPU and claim to be elsewhere.
+"""A pretended second device for tests without a GPU: it computes on the CPU.
 
-Inside `elsewhere()` it is called meta, a name that every torch has. As with a GPU, its tensors do
-not mix with the CPU's, do not turn into numpy arrays, and draw no numbers from the CPU's generator.
+Inside `elsewhere()` its name is "meta", which every torch knows. As with a GPU, its tensors cannot
+be mixed with the CPU's, cannot become numpy arrays, and cannot use the CPU's random generator.
 """
 
 from contextlib import contextmanager
@@ -14,25 +14,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 MOVES = (aten._to_copy.default, aten.copy_.default)
-# Their indices may be the CPU's.
+# These operations take indices on the CPU.
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
            aten._index_put_impl_.default)  # fmt: skip
 
 
 class Away(Tensor):
-    """A tensor that is not on the CPU, by what it says; `held` is."""
+    """A tensor that claims to be on the pretended device; `on_cpu` has its values."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held):
+    def __new__(cls, on_cpu):
         return Tensor._make_wrapper_subclass(
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, device="meta",
+            cls, on_cpu.size(), strides=on_cpu.stride(), storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype, device="meta",
         )  # fmt: skip
 
-    def __init__(self, held):
-        self.held = held
+    def __init__(self, on_cpu):
+        self.on_cpu = on_cpu
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -41,47 +41,47 @@ class Away(Tensor):
 
 
 class Mode(TorchDispatchMode):
-    """Computes on the CPU what is asked of another device."""
+    """Computes the pretended device's operations on the CPU."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        away = {id(x.held): x for x in tensors if isinstance(x, Away)}
-        here = [x for x in tensors if not isinstance(x, Away) and x.ndim > 0]
+        away = {id(x.on_cpu): x for x in tensors if isinstance(x, Away)}
+        on_cpu = [x for x in tensors if not isinstance(x, Away) and x.ndim > 0]
         if func in INDEXED and isinstance(args[0], Away):
-            here = [x for x in args[2:3] if not isinstance(x, Away) and x.ndim > 0]
+            on_cpu = [x for x in args[2:3] if not isinstance(x, Away) and x.ndim > 0]
         device = kwargs.get("device")
-        if away and here and func not in MOVES:
+        if away and on_cpu and func not in MOVES:
             raise RuntimeError(f"{func} is given tensors of the CPU and of another device")
-        leaves = bool(away) if device is None else torch.device(device).type == "meta"
-        if leaves and kwargs.get("generator") is not None:
+        result_is_away = bool(away) if device is None else torch.device(device).type == "meta"
+        if result_is_away and kwargs.get("generator") is not None:
             raise RuntimeError(f"{func} is given the CPU's generator for another device")
         if device is not None:
             kwargs["device"] = "cpu"
-        args, kwargs = tree_map(lambda x: x.held if isinstance(x, Away) else x, (args, kwargs))
-        found = func(*args, **kwargs)
-        if not leaves:
-            return found
+        args, kwargs = tree_map(lambda x: x.on_cpu if isinstance(x, Away) else x, (args, kwargs))
+        result = func(*args, **kwargs)
+        if not result_is_away:
+            return result
 
         def wrapped(x):
             if not isinstance(x, Tensor):
                 return x
             return away[id(x)] if id(x) in away else Away(x)  # changed in place, or new
 
-        return tree_map(wrapped, found)
+        return tree_map(wrapped, result)
 
 
 @contextmanager
 def elsewhere():
-    """Make the device meta one that computes."""
-    on_cpu, as_list = torch.tensor, Tensor.tolist
+    """Make the device "meta" compute."""
+    tensor_on_cpu, as_list = torch.tensor, Tensor.tolist
 
-    # These three do not ask a mode.
+    # No TorchDispatchMode sees these three.
     def tensor(data, *, dtype=None, device=None):
-        return on_cpu(data, dtype=dtype).to(device or "cpu")
+        return tensor_on_cpu(data, dtype=dtype).to(device or "cpu")
 
     def new_tensor(self, data, *, dtype=None, device=None):
-        return on_cpu(data, dtype=dtype or self.dtype).to(device or self.device)
+        return tensor_on_cpu(data, dtype=dtype or self.dtype).to(device or self.device)
 
     def tolist(self):
         return as_list(self.cpu())

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks as much of the Hub's API as a model needs."""
+"""A real HTTP server on loopback with the parts of the Hub's and Zenodo's APIs that models need."""
 
 import base64
 import hashlib
@@ -12,10 +12,16 @@ COMMIT = "c" * 40
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `files`, {"owner/name/file": bytes}, and misbehaves as `fault` says.
+    """Serves files, and misbehaves on demand.
 
-    fault: "" for none; "cut" drops the first download halfway; "slow" dawdles; "liar" sends
-    other bytes than the checksum is of; a number is the status of every answer.
+    Attributes:
+        files: {"owner/name/file": bytes}.
+        fault: "" for none; "cut" closes the first download halfway; "slow" pauses between chunks;
+            "liar" sends bytes that do not match the checksum; a number is the status of every
+            answer.
+        token: the token that every request needs; None if none.
+        requests: (method, path, Range header) of every request.
+        address: the server's root address.
     """
 
     def __init__(self):
@@ -23,9 +29,10 @@ class HubServer(ThreadingHTTPServer):
         self.files = {}
         self.fault = ""
         self.token = None
-        self.seen = []  # (method, path, Range header)
+        self.requests = []
         self.address = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        # A short interval, since shutdown waits for its end.
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,8 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def refused(self):
-        """Answer what the fault asks for, or what a missing token deserves."""
-        self.server.seen.append((self.command, self.path, self.headers.get("Range")))
+        """Answer with the fault's status or refuse a wrong token; return whether it did."""
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
         if self.server.fault.isdigit():
             codes = {"404": "RepoNotFound", "401": "RepoNotFound", "403": "GatedRepo"}
             code = codes.get(self.server.fault)
@@ -85,12 +92,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.fault == "liar" and self.command == "GET":
             data = data[:-1] + bytes([data[-1] ^ 1])
         total, start = len(data), 0
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if asked:
-            start, end = int(asked[1]), int(asked[2] or total - 1) + 1
+        wanted_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if wanted_range:
+            start, end = int(wanted_range[1]), int(wanted_range[2] or total - 1) + 1
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{total}"
             data = data[start:end]
-        self.send_response(206 if asked else 200)
+        self.send_response(206 if wanted_range else 200)
         for key, value in {**headers, "Content-Length": len(data)}.items():
             self.send_header(key, str(value))
         self.end_headers()
@@ -109,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[i : i + 2**16])
 
     def do_POST(self):
-        # Read before answering: an unread body would be taken for the next request.
+        # Read the body before answering: the connection's next request follows it.
         if self.headers.get("Transfer-Encoding") == "chunked":
             body = b""
             while size := int(self.rfile.readline(), 16):
@@ -121,9 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            owner = asked.get("organization", "me")
-            url = f"{self.server.address}/{owner}/{asked['name']}"
+            repository = json.loads(body)
+            owner = repository.get("organization", "me")
+            url = f"{self.server.address}/{owner}/{repository['name']}"
             return self.answer(200, json.dumps({"url": url}).encode())
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", self.path):
             files = [{**f, "uploadMode": "regular", "shouldIgnore": False}

@@ -1,8 +1,10 @@
 """OpenAI's `clip`, argument for argument: the same numbers, names and errors."""
 
 import copy
+import gzip
 import subprocess
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clipag_plugins
-from clipag_plugins import architecture, clip, publish
+from clipag_plugins import architecture, bpe, clip, publish
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VISION = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}
@@ -29,9 +31,14 @@ def make(config=CONFIG, quick_gelu=False):
     return model
 
 
-def same(ours, theirs, side=32):
-    """Both models agree: embeddings and logits to 1e-4, image gradients to 1e-3 relative."""
-    image = torch.randn(3, 3, side, side)
+def assert_same(ours, theirs, side=32, dtype=torch.float64):
+    """Compare embeddings, logits and image gradients, in float64 if the models allow it.
+
+    Kernels of float32 differ between processors.
+    """
+    ours, theirs = copy.deepcopy(ours).to(dtype), copy.deepcopy(theirs).to(dtype)
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-4
+    image = torch.randn(3, 3, side, side, dtype=dtype)
     text = clip.tokenize(["a dog", "a red apple on a table", "x", ""])
     gradients, outputs = [], []
     for model in (ours, theirs):
@@ -43,9 +50,14 @@ def same(ours, theirs, side=32):
         gradients.append(torch.autograd.grad(logits[:, 0].sum(), pixels)[0])
         outputs.append((model.encode_image(image), model.encode_text(text), logits))
     for a, b in zip(*outputs, strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
-    assert torch.allclose(ours(image, text)[0], outputs[1][2], atol=1e-4)
-    assert (gradients[0] - gradients[1]).norm() <= 1e-3 * gradients[1].norm()
+        assert torch.allclose(a, b, atol=tolerance)
+    assert torch.allclose(ours(image, text)[0], outputs[1][2], atol=tolerance)
+    assert (gradients[0] - gradients[1]).norm() <= 10 * tolerance * gradients[1].norm()
+
+
+def assert_same_as_openais(ours, theirs):
+    """OpenAI's LayerNorm computes in float32 and takes no float64."""
+    assert_same(ours, theirs, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +80,18 @@ def reference(openai):
 def test_open_clips_numbers(config, side, quick_gelu):
     theirs = make(config, quick_gelu)
     shape = {**config, "quick_gelu": quick_gelu}
-    same(architecture.from_config(shape, theirs.state_dict(), "x", "x").eval(), theirs, side)
+    assert_same(architecture.from_config(shape, theirs.state_dict(), "x", "x").eval(), theirs, side)
 
 
 def test_openais_numbers(reference):
-    same(clip.model.build_model(reference.state_dict()), reference)
+    assert_same_as_openais(clip.model.build_model(reference.state_dict()), reference)
 
 
 def test_openais_inner_layout(reference):
     """Scripts that re-run or hook the insides meet the same shapes and numbers."""
     ours = clip.model.build_model(reference.state_dict())
     assert ours.state_dict().keys() == reference.state_dict().keys()
-    seen = []
+    outputs = []
     for model in (ours, reference):
         x = model.visual.conv1(torch.ones(2, 3, 32, 32)).flatten(2).permute(0, 2, 1)
         first = model.visual.class_embedding + torch.zeros(2, 1, 64)
@@ -92,11 +104,11 @@ def test_openais_inner_layout(reference):
         y = model.token_embedding(text) + model.positional_embedding
         y = model.ln_final(model.transformer(y.permute(1, 0, 2)).permute(1, 0, 2))
         y = y[torch.arange(2), text.argmax(-1)] @ model.text_projection
-        seen.append((x, y))
+        outputs.append((x, y))
         assert model.visual.output_dim == 16 and model.visual.input_resolution == 32
         assert model.context_length == 77 and model.vocab_size == 49408
         assert model.dtype == torch.float32
-    for a, b in zip(*seen, strict=True):
+    for a, b in zip(*outputs, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
 
 
@@ -105,28 +117,23 @@ def test_a_state_dict_keeps_its_activation(quick_gelu, tmp_path):
     theirs = make(quick_gelu=quick_gelu)
     shape = {**CONFIG, "quick_gelu": quick_gelu}
     ours = architecture.from_config(shape, theirs.state_dict(), "x", "x").eval()
-    same(clip.model.build_model(ours.state_dict()), theirs)
-    same(clip.model.build_model({k: v.clone() for k, v in ours.state_dict().items()}), theirs)
+    assert_same(clip.model.build_model(ours.state_dict()), theirs)
+    assert_same(
+        clip.model.build_model({k: v.clone() for k, v in ours.state_dict().items()}), theirs
+    )
     torch.save(ours.state_dict(), tmp_path / "again.pt")
-    same(clip.load(str(tmp_path / "again.pt"), device="cpu")[0], theirs)
+    assert_same(clip.load(str(tmp_path / "again.pt"), device="cpu")[0], theirs)
     publish.convert(tmp_path / "again.pt", tmp_path / "converted.safetensors")
-    same(clip.load(str(tmp_path / "converted.safetensors"), device="cpu")[0], theirs)
+    assert_same(clip.load(str(tmp_path / "converted.safetensors"), device="cpu")[0], theirs)
 
 
 def test_open_clips_own_state_dict_is_gelu(tmp_path):
     theirs = make(quick_gelu=False)
-    same(clip.clip.build_model(theirs.state_dict()), theirs)
+    assert_same(clip.clip.build_model(theirs.state_dict()), theirs)
     save_file(theirs.state_dict(), tmp_path / "gelu.safetensors")
     with pytest.warns(UserWarning, match="GELU is assumed"):
         ours, _ = clip.load(str(tmp_path / "gelu.safetensors"), device="cpu")
-    same(ours, theirs)
-
-
-def test_open_clips_checkpoint_file(tmp_path):
-    theirs = make(quick_gelu=False)
-    state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
-    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "epoch_1.pt")
-    same(clip.load(str(tmp_path / "epoch_1.pt"), device="cpu")[0], theirs)
+    assert_same(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and says so often
@@ -148,15 +155,15 @@ def test_openais_checkpoint_files(reference, openai, tmp_path):
         ours, transform = clip.load(str(tmp_path / name), device="cpu")
         assert ours.dtype == torch.float32
         assert transform(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
-        same(ours, reference if name == "full.pt" else half.float())
+        assert_same_as_openais(ours, reference if name == "full.pt" else half.float())
 
 
 def test_a_shorter_text_and_parts_built_alone():
-    model = clip.model.build_model(make().state_dict())
+    model = clip.model.build_model(make().state_dict()).double()
     text = clip.tokenize("a dog")
     x = (model.token_embedding(text) + model.positional_embedding).permute(1, 0, 2)
-    assert torch.allclose(model.transformer(x[:5]), model.transformer(x)[:5], atol=1e-5)
-    block = clip.model.Transformer(64, 1, 2, model.build_attention_mask())
+    assert torch.allclose(model.transformer(x[:5]), model.transformer(x)[:5], atol=1e-9)
+    block = clip.model.Transformer(64, 1, 2, model.build_attention_mask()).double()
     assert block(x).shape == x.shape
     tower = clip.model.VisionTransformer(32, 8, 64, 1, 1, 16)
     assert tower(torch.rand(1, 3, 32, 32)).shape == (1, 16)
@@ -178,7 +185,7 @@ def test_parts_that_the_embedded_model_has_not(model):
         with pytest.raises(AttributeError, match=r"a ViT.* clipag run as --model"):
             missing()
     name = clip.clip._MODELS["clipag-mini"]
-    with pytest.raises(clipag_plugins.ClipagError, match=r"--model FILE\.pt"):
+    with pytest.raises(clipag_plugins.ClipagError, match="checkpoint as `model`"):
         clip.clip._download(name)
 
 
@@ -188,45 +195,50 @@ def test_weights_by_openais_private_names(tmp_path):
     path = clip.clip._download(str(tmp_path / "mine.pt"))
     with pytest.raises(RuntimeError):  # where such scripts turn to torch.load
         torch.jit.load(path)
-    same(clip.clip.build_model(torch.load(path)), theirs)
+    assert_same(clip.clip.build_model(torch.load(path)), theirs)
 
 
 def test_gradients_and_features_by_hooks():
     model = clip.model.build_model(make().state_dict())
-    seen = {}
+    shapes = {}
     block = model.visual.transformer.resblocks[1]
-    block.register_forward_hook(lambda module, given, out: seen.update(out=out))
-    block.register_full_backward_hook(lambda module, to, gradient: seen.update(back=gradient[0]))
+    block.register_forward_hook(lambda module, inputs, out: shapes.update(out=out.shape))
+    block.register_full_backward_hook(
+        lambda module, _, gradient: shapes.update(gradient=gradient[0].shape)
+    )
     model.encode_image(torch.rand(2, 3, 32, 32)).sum().backward()
-    assert seen["out"].shape == seen["back"].shape == (17, 2, 64)
+    assert shapes["out"] == shapes["gradient"] == (17, 2, 64)
 
 
-def test_onlookers_and_replacements_see_every_position():
-    model = clip.model.build_model(make().state_dict())
-    image, last = torch.rand(2, 3, 32, 32), model.visual.transformer.resblocks[-1]
-    short = model.encode_image(image)  # the last block does the class token alone
-    seen = []
-    hook = last.ln_2.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+def test_hooks_and_replaced_methods_get_every_position():
+    model = clip.model.build_model(make().state_dict()).double()
+    image = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    last = model.visual.transformer.resblocks[-1]
+    short = model.encode_image(image)  # the last block computes the class token alone
+    shapes = []
+    hook = last.ln_2.register_forward_hook(lambda module, inputs, out: shapes.append(out.shape))
     watched = model.encode_image(image)
     hook.remove()
     forward = last.forward
-    last.forward = lambda x: seen.append(x.shape) or forward(x)
+    last.forward = lambda x: shapes.append(x.shape) or forward(x)
     replaced = model.encode_image(image)
-    assert seen == [(17, 2, 64)] * 2
-    assert torch.allclose(short, watched, atol=1e-5) and torch.equal(watched, replaced)
+    assert shapes == [(17, 2, 64)] * 2
+    assert torch.allclose(short, watched, atol=1e-9)
+    assert torch.allclose(replaced, watched, atol=1e-9)
 
 
 def test_attention_is_torchs():
     model = clip.model.build_model(make().state_dict())
-    attention, x = model.visual.transformer.resblocks[0].attn, torch.randn(5, 2, 64)
-    plain = torch.nn.MultiheadAttention(64, attention.num_heads)
+    attention = model.visual.transformer.resblocks[0].attn.double()
+    x = torch.randn(5, 2, 64, dtype=torch.float64)
+    plain = torch.nn.MultiheadAttention(64, attention.num_heads, dtype=torch.float64)
     plain.load_state_dict(attention.state_dict())
-    mask = torch.full((5, 5), float("-inf")).triu(1)
-    for given in ((x, x, x), (x[:2], x, x)):
-        for extra in ({}, {"attn_mask": mask[: len(given[0])]}, {"need_weights": True}):
+    mask = torch.full((5, 5), float("-inf"), dtype=torch.float64).triu(1)
+    for inputs in ((x, x, x), (x[:2], x, x)):
+        for extra in ({}, {"attn_mask": mask[: len(inputs[0])]}, {"need_weights": True}):
             options = {"need_weights": False, **extra}
-            ours, theirs = attention(*given, **options), plain(*given, **options)
-            assert torch.allclose(ours[0], theirs[0], atol=1e-5)
+            ours, theirs = attention(*inputs, **options), plain(*inputs, **options)
+            assert torch.allclose(ours[0], theirs[0], atol=1e-9)
             assert (ours[1] is None) == (theirs[1] is None)
 
 
@@ -237,8 +249,10 @@ def test_copies(model, tmp_path):
         clip.model.build_model(vit.state_dict()),
         architecture.from_config(RESNET, resnet.state_dict(), "x", "x").eval(),
     ):
-        twin, image = copy.deepcopy(original), torch.rand(1, 3, 64, 64)
-        assert torch.equal(twin.encode_image(image), original.encode_image(image))
+        original = copy.deepcopy(original).double()
+        side = original.visual.native_size
+        twin, image = copy.deepcopy(original), torch.rand(1, 3, side, side, dtype=torch.float64)
+        assert torch.allclose(twin.encode_image(image), original.encode_image(image), atol=1e-9)
         twin.load_state_dict(original.state_dict())
         assert not hasattr(twin, "no_such_thing") and not hasattr(twin.visual, "no_such_thing")
 
@@ -317,24 +331,34 @@ def test_a_resnet_by_openais_constructor_says_what_to_do():
 
 
 def test_openais_names_without_a_clipag():
-    with pytest.raises(clipag_plugins.ClipagError, match="'vanilla:RN50' is OpenAI's"):
+    with pytest.raises(clipag_plugins.ClipagError, match="'vanilla:RN50', which is OpenAI's"):
         clip.load("RN50")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from clipag_plugins import clip; clip.clip._transform; clip.model.build_model",
-        "import clipag_plugins as clip; clip.clip._MODELS",
-        "import clipag_plugins as clip; clip.model.build_model; clip.model.CLIP",
-        "import clipag_plugins.clip.model; from clipag_plugins.clip.clip import _download",
-        "from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer",
-        "from clipag_plugins.clip import *; load, tokenize, available_models",
-        "import sys, clipag_plugins.clip as c; sys.modules['clip'] = c; import clip.model; "
-        "from clip import clip; from clip.simple_tokenizer import SimpleTokenizer; clip._MODELS; "
-        "from clip.clip import load; clip.build_model",
-    ],
+IMPORTS = (
+    "from clipag_plugins import clip; clip.clip._transform; clip.model.build_model",
+    "import clipag_plugins as clip; clip.clip._MODELS",
+    "import clipag_plugins as clip; clip.model.build_model; clip.model.CLIP",
+    "import clipag_plugins.clip.model; from clipag_plugins.clip.clip import _download",
+    "from clipag_plugins.clip.simple_tokenizer import SimpleTokenizer as _Tokenizer",
+    "from clipag_plugins.clip import *; load, tokenize, available_models",
+    "import sys, clipag_plugins.clip as c; sys.modules['clip'] = c; import clip.model; "
+    "from clip import clip; from clip.simple_tokenizer import SimpleTokenizer; clip._MODELS; "
+    "from clip.clip import load; clip.build_model",
 )
-def test_imports_of_old_scripts(code):
+
+
+def test_imports_of_old_scripts():
+    """Each starts without any module of ours, in one process, which imports torch once."""
+    forget = "import sys; [sys.modules.pop(m) for m in [*sys.modules] if m.startswith('clip')]"
+    code = "\n".join(f"{forget}; exec({line!r}, {{}})" for line in IMPORTS)
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_vocabulary_that_is_not_clips(tmp_path, monkeypatch):
+    """Another release of open_clip may have another file: no text may get wrong tokens."""
+    lines = gzip.decompress(Path(bpe.default_bpe()).read_bytes()).replace(b"a", b"b")
+    (tmp_path / "changed.gz").write_bytes(gzip.compress(lines))
+    monkeypatch.setattr(bpe, "default_bpe", lambda: str(tmp_path / "changed.gz"))
+    with pytest.raises(clipag_plugins.ClipagError, match="is not CLIP's vocabulary"):
+        clip.simple_tokenizer.SimpleTokenizer()

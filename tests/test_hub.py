@@ -1,4 +1,4 @@
-"""Weights from folders, the Hub and Zenodo: over real HTTP, and hostile until proven."""
+"""Weights from folders, the Hub and Zenodo, over real HTTP; and hostile files."""
 
 import copy
 import hashlib
@@ -49,10 +49,13 @@ def published(folder, config=CONFIG):
     return model
 
 
-def same(ours, theirs):
-    image = torch.randn(2, 3, ours.visual.native_size, ours.visual.native_size)
-    assert torch.allclose(ours.encode_image(image), theirs.encode_image(image), atol=1e-4)
-    assert torch.allclose(ours.encode_text(TOKENS), theirs.encode_text(TOKENS), atol=1e-4)
+def assert_same(ours, theirs):
+    """Compare embeddings in float64: kernels of float32 differ between processors."""
+    ours, theirs = copy.deepcopy(ours).double(), copy.deepcopy(theirs).double()
+    side = ours.visual.native_size
+    image = torch.randn(2, 3, side, side, dtype=torch.float64)
+    assert torch.allclose(ours.encode_image(image), theirs.encode_image(image), atol=1e-6)
+    assert torch.allclose(ours.encode_text(TOKENS), theirs.encode_text(TOKENS), atol=1e-6)
 
 
 @pytest.fixture
@@ -72,21 +75,14 @@ def server(repository):
 
 @pytest.fixture
 def environment(server, tmp_path):
-    """What makes a process take the server for the Hub, and a fresh folder for its cache."""
+    """The environment in which a process takes the server for the Hub, with an empty cache."""
     cleared = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return {**cleared, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home")}
 
 
-def pull(environment, name="chs20/robust", **more):
-    command = [sys.executable, "-m", "clipag_plugins", "pull", name]
-    return subprocess.run(
-        command, env={**environment, **more}, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture
-def here(server, tmp_path, monkeypatch):
-    """The same for this process, which has read its environment long ago."""
+def local_hub(server, tmp_path, monkeypatch):
+    """The same for this process: huggingface_hub has already read its environment."""
     from huggingface_hub import constants
 
     template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -94,7 +90,7 @@ def here(server, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # What is cut within a chunk is fetched again; 10 MB would be more than these files.
+    # An interrupted chunk is fetched again. The usual 10 MB are more than these files have.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**14)
     monkeypatch.setattr(download, "ZENODO", server.address)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -109,12 +105,12 @@ def here(server, tmp_path, monkeypatch):
 def test_a_folder_there_and_back(config, tmp_path):
     theirs = published(tmp_path / "from", config)
     ours = clip.ClipagModel.from_pretrained(tmp_path / "from")
-    same(ours, theirs)
+    assert_same(ours, theirs)
     folder = ours.save_pretrained(tmp_path / "to")
     back, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
-    same(ours, back.eval())
-    same(clip.load_model(folder / "open_clip_model.safetensors"), theirs)
-    same(clip.ClipagModel.from_pretrained(folder), theirs)
+    assert_same(ours, back.eval())
+    assert_same(clip.load_model(folder / "open_clip_model.safetensors"), theirs)
+    assert_same(clip.ClipagModel.from_pretrained(folder), theirs)
     assert "library_name: open_clip" in (folder / "README.md").read_text()
 
 
@@ -124,13 +120,13 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
     image = torch.rand(1, 3, 224, 224)
     assert back.name == model.name
     assert torch.allclose(back.encode_image(image), model.encode_image(image), atol=1e-4)
-    same(clip.load_model(folder / "model.safetensors"), back)
+    assert_same(clip.load_model(folder / "model.safetensors"), back)
     # A folder may claim any name: that lends it no licence.
     assert "- licence: MIT" in (folder / "README.md").read_text()
     assert "licence" not in (back.save_pretrained(tmp_path / "b") / "README.md").read_text()
     text = clip.tokenize("a red apple")
     assert torch.allclose(back.encode_text(text), model.encode_text(text), atol=1e-6)
-    # From before there were memories.
+    # An older model, without a memory.
     model = copy.deepcopy(model)
     model.text.memory = None
     text_cfg = {k: v for k, v in model.config["text_cfg"].items() if k != "memory"}
@@ -146,37 +142,34 @@ def test_an_embedded_model_there_and_back(model, tmp_path):
 def test_a_model_made_by_openais_constructor_is_saved(tmp_path):
     ours = clip.clip.model.CLIP(16, 32, 1, 64, 8, 77, 300, 64, 1, 1).eval()
     folder = ours.save_pretrained(tmp_path)
-    same(ours, open_clip.create_model_from_pretrained(f"local-dir:{folder}")[0].eval())
+    assert_same(ours, open_clip.create_model_from_pretrained(f"local-dir:{folder}")[0].eval())
 
 
 # The Hub
 
 
-@pytest.mark.slow
-def test_pull_and_load(environment, server, tmp_path):
-    result = pull(environment)
+def test_pull_and_load(local_hub, run, monkeypatch):
+    result = run("pull", "chs20/robust")
     assert result.returncode == 0, result.stderr
     assert "open_clip_model.safetensors" in result.stdout
-    downloads = len(server.seen)
-    code = "import clipag_plugins as c; print(c.load('chs20/robust', 'cpu')[0].visual.output_dim)"
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True)
-    assert result.stdout.strip() == b"16", result.stderr
-    assert len(server.seen) == downloads
+    downloads = len(local_hub.requests)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert clip.load("chs20/robust", "cpu")[0].visual.output_dim == 16
+    assert len(local_hub.requests) == downloads
 
 
-def test_a_cut_connection_is_taken_up_again(here, repository, monkeypatch):
-    here.fault = "cut"
-    # Less than a chunk is not kept, and the file is smaller than the usual chunk.
+def test_a_cut_connection_is_taken_up_again(local_hub, repository, monkeypatch):
+    local_hub.fault = "cut"
+    # A partial chunk is lost, and the usual chunk is larger than the file.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
-    same(clip.load_model("chs20/robust"), clip.load_model(repository))
-    assert any(asked and asked != "bytes=0-" for _, _, asked in here.seen)
+    assert_same(clip.load_model("chs20/robust"), clip.load_model(repository))
+    assert any(asked and asked != "bytes=0-" for _, _, asked in local_hub.requests)
 
 
-def test_a_slow_server_and_a_revision(here, repository):
-    here.fault = "slow"
+def test_a_slow_server_and_a_revision(local_hub, repository):
+    local_hub.fault = "slow"
     ours = clip.ClipagModel.from_pretrained("chs20/robust", COMMIT)
-    same(ours, clip.load_model(repository))
+    assert_same(ours, clip.load_model(repository))
 
 
 @pytest.mark.slow
@@ -188,17 +181,17 @@ def test_two_processes_at_once(environment):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
-    [("401", "HF_TOKEN"), ("403", "gated"), ("404", "no repository"), ("503", "answers 503")],
+    ("fault", "message"),
+    # huggingface_hub would retry 500 and 502 to 504 for 23 seconds before it raises the same error.
+    [("401", "HF_TOKEN"), ("403", "gated"), ("404", "no repository"), ("501", "answers 501")],
 )
-def test_errors_of_the_hub(here, fault, says, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it retries
-    here.fault = fault
-    with pytest.raises(clip.ClipagError, match=says):
+def test_errors_of_the_hub(local_hub, fault, message):
+    local_hub.fault = fault
+    with pytest.raises(clip.ClipagError, match=message):
         clip.load_model("chs20/robust")
 
 
-def test_other_things_that_are_not_there(here, server):
+def test_other_things_that_are_not_there(local_hub, server):
     with pytest.raises(clip.ClipagError, match="no such revision"):
         clip.ClipagModel.from_pretrained("chs20/robust", "v9")
     with pytest.raises(clip.ClipagError, match="has no open_clip_config"):
@@ -211,39 +204,42 @@ def test_other_things_that_are_not_there(here, server):
         clip.load_model("chs20/robust")
 
 
-@pytest.mark.slow
-def test_a_token_is_sent(environment, server):
-    server.token = "hf_secret"
-    assert pull(environment, HF_TOKEN="hf_secret").returncode == 0
-    result = pull(environment, HF_TOKEN="hf_wrong", HF_HOME=environment["HF_HOME"] + "2")
+def test_a_token_is_sent(local_hub, run, tmp_path, monkeypatch):
+    local_hub.token = "hf_secret"
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert run("pull", "chs20/robust").returncode == 0
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    result = run("pull", "chs20/robust")
     assert result.returncode == 2 and "hf_" not in result.stderr
 
 
-@pytest.mark.slow
-def test_no_network(environment, server):
-    result = pull(environment, HF_HUB_OFFLINE="1")
-    assert result.returncode == 2 and server.seen == []
+def test_no_network(local_hub, run, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = run("pull", "chs20/robust")
+    assert result.returncode == 2 and local_hub.requests == []
     assert "open_clip_model.safetensors" in result.stderr and "clipag-mini works" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.slow
 def test_a_hub_that_is_not_there(environment):
-    result = pull(environment, HF_ENDPOINT="http://127.0.0.1:9")
+    command = [sys.executable, "-m", "clipag_plugins", "pull", "chs20/robust"]
+    offline = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=300)
     assert result.returncode == 2 and "cannot be reached (ConnectError)" in result.stderr
-    # One sentence, and none of the client's about trying again.
+    # One sentence, and none of the client's about retries.
     assert result.stderr.count("\n") == 1
 
 
-def test_bytes_that_belie_their_checksum(here):
-    here.fault = "liar"
+def test_bytes_that_belie_their_checksum(local_hub):
+    local_hub.fault = "liar"
     with pytest.raises(clip.ClipagError, match="damaged and has been removed"):
         clip.load_model("chs20/robust")
-    here.fault = ""
+    local_hub.fault = ""
     clip.load_model("chs20/robust")
 
 
-def test_a_cache_that_changed_underneath(here, tmp_path):
+def test_a_cache_that_changed_underneath(local_hub, tmp_path):
     path = hub.pull("chs20/robust")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -252,7 +248,7 @@ def test_a_cache_that_changed_underneath(here, tmp_path):
         clip.load_model("chs20/robust")
 
 
-def test_a_symlink_out_of_the_cache(here, tmp_path):
+def test_a_symlink_out_of_the_cache(local_hub, tmp_path):
     path = hub.pull("chs20/robust")
     elsewhere = tmp_path / "elsewhere.safetensors"
     elsewhere.write_bytes(path.read_bytes())
@@ -263,15 +259,15 @@ def test_a_symlink_out_of_the_cache(here, tmp_path):
     assert elsewhere.is_file()
 
 
-def test_push(here, repository):
+def test_push(local_hub, repository):
     ours = clip.load_model(repository)
     address = ours.push_to_hub("me/mine", token="hf_secret")
     assert address.endswith(COMMIT)
-    names = {name.split("/")[2] for name in here.files if name.startswith("me/mine/")}
+    names = {name.split("/")[2] for name in local_hub.files if name.startswith("me/mine/")}
     assert {"open_clip_config.json", "open_clip_model.safetensors", "README.md"} <= names
-    assert b'from_pretrained("me/mine")' in here.files["me/mine/README.md"]
-    same(clip.load_model("me/mine"), ours)
-    here.fault = "400"
+    assert b'from_pretrained("me/mine")' in local_hub.files["me/mine/README.md"]
+    assert_same(clip.load_model("me/mine"), ours)
+    local_hub.fault = "400"
     with pytest.raises(clip.ClipagError, match=r"answers 400.*HF_TOKEN may write"):
         ours.push_to_hub("me/mine", token="hf_secret")
 
@@ -280,12 +276,12 @@ def test_push(here, repository):
 
 
 @pytest.fixture
-def record(here, repository):
+def record(local_hub, repository):
     """The authors' record, with a small model in it."""
     buffer = io.BytesIO()
     torch.save(load_file(repository / "open_clip_model.safetensors"), buffer)
-    here.files["10446026/CLIPAG_ViTB32.pt"] = buffer.getvalue()
-    return here
+    local_hub.files["10446026/CLIPAG_ViTB32.pt"] = buffer.getvalue()
+    return local_hub
 
 
 def test_the_authors_weights(record, repository, tmp_path):
@@ -293,11 +289,11 @@ def test_the_authors_weights(record, repository, tmp_path):
     assert not hub.is_cached("ViT-B/32")
     model, _ = clip.load("ViT-B/32", device="cpu")
     assert model.name == "ViT-B/32" and hub.is_cached("ViT-B/32")
-    same(model, clip.load_model(repository))
-    assert any(asked and asked != "bytes=0-" for _, _, asked in record.seen)
-    asked = len(record.seen)
+    assert_same(model, clip.load_model(repository))
+    assert any(asked and asked != "bytes=0-" for _, _, asked in record.requests)
+    asked = len(record.requests)
     clip.load("ViT-B/32", device="cpu")
-    assert len(record.seen) == asked
+    assert len(record.requests) == asked
     path = tmp_path / "xdg" / "clipag" / "CLIPAG_ViTB32.pt"
     assert {entry.name for entry in path.parent.iterdir()} <= {
         path.name, f"{path.name}.sha256", f"{path.name}.lock"
@@ -314,7 +310,7 @@ def test_zenodo_resumes_what_another_process_left(record, tmp_path):
     (tmp_path / "CLIPAG_ViTB32.pt.part").write_bytes(data[:5000])
     path = hub.pull("ViT-B/32", tmp_path)
     assert path == tmp_path / "CLIPAG_ViTB32.pt" and path.read_bytes() == data
-    assert record.seen[-1][2] == "bytes=5000-"
+    assert record.requests[-1][2] == "bytes=5000-"
 
 
 @pytest.mark.slow
@@ -326,11 +322,11 @@ def test_zenodo_for_two_processes_at_once(record, tmp_path):
     both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert outputs[0] == outputs[1] == f"{tmp_path / 'CLIPAG_ViTB32.pt'}\n".encode()
-    assert sum("/files/" in path for _, path, _ in record.seen) == 1
+    assert sum("/files/" in path for _, path, _ in record.requests) == 1
 
 
-def test_zenodo_answers_something_else(here, tmp_path):
-    with pytest.raises(clip.ClipagError, match="names no file"):
+def test_zenodo_answers_something_else(local_hub, tmp_path):
+    with pytest.raises(clip.ClipagError, match="lists no file"):
         hub.pull("ViT-B/32", tmp_path)
 
 
@@ -343,7 +339,7 @@ def test_zenodo_lies_or_fails(record, tmp_path):
         hub.pull("ViT-B/32", tmp_path)
     assert not (tmp_path / "CLIPAG_ViTB32.pt").exists()
     data = record.files["10446026/CLIPAG_ViTB32.pt"]
-    (tmp_path / "CLIPAG_ViTB32.pt").write_bytes(data)  # by hand, as the message says
+    (tmp_path / "CLIPAG_ViTB32.pt").write_bytes(data)  # by hand, as the message message
     assert clip.load("ViT-B/32", device="cpu", download_root=str(tmp_path))[0].name == "ViT-B/32"
 
 
@@ -397,14 +393,18 @@ def test_a_zip_bomb(tmp_path):
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_configs_that_ask_too_much(repository):
     path = repository / "open_clip_config.json"
-    for part, key, value, says in (
+    for part, key, value, message in (
         ("vision_cfg", "width", 10**9, "impossible"),
         ("vision_cfg", "layers", 10**6, "impossible"),
         ("vision_cfg", "width", 999_936, "another architecture"),
-        ("vision_cfg", "patch_size", 0, "open_clip knows"),
-        ("vision_cfg", "patch_size", "8", "open_clip knows"),
+        ("vision_cfg", "patch_size", 0, "impossible"),
+        ("vision_cfg", "patch_size", "8", "impossible"),
+        ("vision_cfg", "width", 200, "multiple of 3"),
+        ("vision_cfg", "width", True, "impossible"),
+        ("vision_cfg", "mlp_ratio", "4", "impossible"),
+        ("text_cfg", "heads", 0, "impossible"),
         ("vision_cfg", "timm_model_name", "no/such", "open_clip knows"),
-        ("vision_cfg", "timm_model_name", "hf-hub:evil/model", "elsewhere"),
+        ("vision_cfg", "timm_model_name", "hf-hub:evil/model", "another repository"),
         ("vision_cfg", "typo", 1, "open_clip knows"),
         ("text_cfg", "hf_tokenizer_name", "bert", "CLIP's tokens"),
         ("text_cfg", "hf_model_name", "evil/model", "transformers"),
@@ -415,7 +415,12 @@ def test_configs_that_ask_too_much(repository):
         config = json.loads(json.dumps(CONFIG))
         config[part][key] = value
         path.write_text(json.dumps({"model_cfg": config}))
-        refused(repository, says)
+        refused(repository, message)
+    for part, key in (("vision_cfg", "image_size"), ("model_cfg", "embed_dim")):
+        config = json.loads(json.dumps({"model_cfg": {**CONFIG, "custom_text": True}}))
+        (config["model_cfg"] if part == "model_cfg" else config["model_cfg"][part])[key] = "x"
+        path.write_text(json.dumps(config))
+        refused(repository, f"impossible setting {key}")
     path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.5] * 3}}))
     refused(repository, "CLIP's preprocessing")
     for preprocessing in ({"mean": 5}, {"std": ["a", "b", "c"]}, [1], "x"):
@@ -461,30 +466,37 @@ def test_odd_metadata(metadata, tmp_path):
     assert clip.load_model(tmp_path / "odd.pt").visual.output_dim == 16
 
 
-def test_a_missing_file_is_not_looked_for_on_the_hub(here):
+def test_a_missing_file_is_not_looked_for_on_the_hub(local_hub):
     refused("folder/weights.safetensors", "no model or weights file")
-    assert here.seen == []
+    assert local_hub.requests == []
 
 
 def test_an_embedded_models_config_that_asks_too_much(model, tmp_path):
     folder = model.save_pretrained(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    for part, key, value in (
-        ("vision_cfg", "image_size", "x"),
-        ("text_cfg", "width", 999_936),
-        ("text_cfg", "heads", 0),
-        ("text_cfg", "layers", 10**6),
-        ("text_cfg", "vocab_size", "x"),
-        ("text_cfg", "memory", 0),
-        ("text_cfg", "memory", -1),
-        ("text_cfg", "memory", "x"),
-        ("text_cfg", "memory", 2.5),
-        ("vision_cfg", "depths", [10**6, 1, 1]),
+    for part, key, value, message in (
+        ("vision_cfg", "image_size", "x", "impossible"),
+        ("vision_cfg", "widths", [64, 100, 256], "3 multiples of 8"),
+        ("vision_cfg", "widths", [64, 128], "3 multiples of 8"),
+        ("text_cfg", "width", 999_936, "another architecture"),
+        ("text_cfg", "width", 191, "multiple of 4"),
+        ("text_cfg", "heads", 0, "impossible"),
+        ("text_cfg", "layers", 10**6, "impossible"),
+        ("text_cfg", "vocab_size", "x", "impossible"),
+        ("text_cfg", "memory", 0, "another architecture"),
+        ("text_cfg", "memory", -1, "impossible"),
+        ("text_cfg", "memory", "x", "impossible"),
+        ("text_cfg", "memory", 2.5, "impossible"),
+        ("vision_cfg", "depths", [10**6, 1, 1], "impossible"),
+        ("vision_cfg", "depths", [1] * 100, "impossible"),
     ):
         changed = json.loads(json.dumps(config))
         changed["model_cfg"][part][key] = value
         (folder / "config.json").write_text(json.dumps(changed))
-        refused(folder)
+        refused(folder, message)
+    del config["model_cfg"]["text_cfg"]["heads"]
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "lacks the setting heads")
 
 
 def mutate(data, dice):
@@ -506,10 +518,9 @@ def mutate(data, dice):
     return bytes(data)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and says so often
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and message so often
 def test_two_thousand_mutated_files(tmp_path):
-    """Each is refused with our error, or is a model with every weight finite; none crashes."""
+    """Each is refused with our error, or gives a model with finite weights. None crashes."""
     small = {**CONFIG, "text_cfg": {**TEXT, "vocab_size": 20}}
     model = open_clip.CLIP(**small).eval()
     state = model.state_dict()
@@ -535,7 +546,7 @@ def test_two_thousand_mutated_files(tmp_path):
     assert 0 < loaded < 2000  # a flipped bit in a weight is still a weight
 
 
-def test_no_flipped_bit_gets_past_a_known_checksum(here):
+def test_no_flipped_bit_gets_past_a_known_checksum(local_hub):
     path = hub.pull("chs20/robust")
     good, dice = path.read_bytes(), random.Random(0)
     blob = path.resolve()
@@ -544,26 +555,25 @@ def test_no_flipped_bit_gets_past_a_known_checksum(here):
         if hashlib.sha256(blob.read_bytes()).digest() != hashlib.sha256(good).digest():
             with pytest.raises(clip.ClipagError, match="removed"):
                 hub.pull("chs20/robust")
-        here.seen.clear()
+        local_hub.requests.clear()
 
 
 # The command line
 
 
-@pytest.mark.slow
-def test_models(run_process, monkeypatch):
+def test_models(run, run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
     listed = run_process("models")
     assert listed.returncode == 0 and listed.stdout.count("embedded") == 3
-    assert "10446026" in run_process("models", "ViT-B/32").stdout
-    assert run_process("models", "nothing").returncode == 2
+    assert "10446026" in run("models", "ViT-B/32").stdout
+    assert run("models", "nothing").returncode == 2
 
 
 def test_convert(run, repository, tmp_path):
     torch.save(load_file(repository / "open_clip_model.safetensors"), tmp_path / "weights.pt")
     result = run("convert", "weights.pt")
     assert result.returncode == 0 and result.stdout.strip() == "weights.safetensors", result.stderr
-    same(clip.load_model(tmp_path / "weights.safetensors"), clip.load_model(repository))
+    assert_same(clip.load_model(tmp_path / "weights.safetensors"), clip.load_model(repository))
     (tmp_path / "weights.pt").write_bytes(b"nothing of use")
     for arguments in (["weights.pt"], ["no.pt"], ["weights.pt", "--out", "x.bin"]):
         result = run("convert", *arguments)

@@ -19,8 +19,8 @@ FOLDERS = {
 # A package stands for all of its modules but those that are listed themselves.
 LAYERS = (
     "errors defaults arguments",
-    "files untrusted download precision pictures trajectory sheet streams registry "
-    "clip.simple_tokenizer tokenizer",
+    "files untrusted download precision pictures trajectory sheet streams registry model_config "
+    "bpe tokenizer",
     "base vit mini architecture stages smoothing",
     "embedded publish hub",
     "targets views guide canvas mixture",

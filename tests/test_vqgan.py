@@ -421,15 +421,15 @@ def test_a_public_checkpoint_is_fetched_once(server, tmp_path):
     server.fault = "cut"
     model = load_vqgan("vqgan_imagenet_f16_16384")
     resumed = [
-        header for _, _, header in server.seen if header not in (None, "bytes=0-0", "bytes=0-")
+        header for _, _, header in server.requests if header not in (None, "bytes=0-0", "bytes=0-")
     ]
     assert len(resumed) == 1
     folder = tmp_path / "xdg" / "clipag" / "vqgan" / "vqgan_imagenet_f16_16384"
     names = {path.name for path in folder.iterdir() if path.suffix != ".lock"}
     assert names == {"config.yaml", "model.safetensors"}
-    asked = len(server.seen)
+    asked = len(server.requests)
     again = load_vqgan("vqgan_imagenet_f16_16384")
-    assert len(server.seen) == asked
+    assert len(server.requests) == asked
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )

@@ -1,6 +1,6 @@
-"""Weights from elsewhere are hostile until proven."""
+"""Weights files: read as open_clip reads them, or refused with a clear message."""
 
-import pickle
+import copy
 import shutil
 import subprocess
 import sys
@@ -13,33 +13,49 @@ from safetensors.torch import load_file, save_file
 
 import clipag_plugins as clip
 
+SMALL = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {
+        "context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2,
+    },
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory):
-    """A real OpenCLIP ViT-B-32 state dict, with random weights."""
-    path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
-    model = open_clip.create_model("ViT-B-32")
+def small(tmp_path_factory):
+    """A small open_clip model and its file."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    model = open_clip.CLIP(**SMALL).eval()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-    return model.eval(), path
+    return model, path
+
+
+def assert_same(ours, theirs, side):
+    """Compare embeddings in float64: kernels of float32 differ between processors."""
+    ours, theirs = copy.deepcopy(ours).double(), copy.deepcopy(theirs).double()
+    image = torch.randn(2, 3, side, side, dtype=torch.float64)
+    text = clip.tokenize(["a dog", "a red apple on a table"])
+    assert torch.allclose(ours.encode_image(image), theirs.encode_image(image), atol=1e-6)
+    assert torch.allclose(ours.encode_text(text), theirs.encode_text(text), atol=1e-6)
 
 
 @pytest.mark.slow
-def test_open_clip_file_gives_open_clips_numbers(vit):
-    original, path = vit
-    model = clip.load_model(path)
-    image, text = torch.randn(2, 3, 224, 224), clip.tokenize(["a dog", "a cat"])
-    assert torch.allclose(model.encode_image(image), original.encode_image(image), atol=1e-4)
-    assert torch.allclose(model.encode_text(text), original.encode_text(text), atol=1e-4)
+def test_a_full_size_vit_gives_open_clips_numbers(tmp_path):
+    """With several heads and the usual depth, unlike the small models of the other tests."""
+    original = open_clip.create_model("ViT-B-32").eval()
+    save_file(
+        {k: v.contiguous() for k, v in original.state_dict().items()}, tmp_path / "v.safetensors"
+    )
+    assert_same(clip.load_model(tmp_path / "v.safetensors"), original, 224)
 
 
-@pytest.mark.slow
-def test_training_checkpoint_as_pt(vit, tmp_path):
-    original, _ = vit
+def test_training_checkpoint_as_pt(small, tmp_path):
+    original, _ = small
     state = {f"module.{key}": value for key, value in original.state_dict().items()}
     torch.save({"epoch": 1, "name": "run", "state_dict": state}, tmp_path / "epoch_1.pt")
-    image = torch.randn(1, 3, 224, 224)
     model = clip.load_model(tmp_path / "epoch_1.pt")
-    assert torch.allclose(model.encode_image(image), original.encode_image(image), atol=1e-4)
+    assert_same(model, original, 32)
     picture = clip.generate(
         "a dog",
         model,
@@ -64,11 +80,10 @@ def test_model_to_be_fetched_says_from_where(monkeypatch, tmp_path):
         clip.load_model("ViT-B/32")
 
 
-@pytest.mark.slow
-def test_truncated_file(vit, tmp_path):
+def test_truncated_file(small, tmp_path):
     path = tmp_path / "cut.safetensors"
-    path.write_bytes(vit[1].read_bytes()[:100_000])
-    with pytest.raises(clip.ClipagError, match="not a whole"):
+    path.write_bytes(small[1].read_bytes()[:100_000])
+    with pytest.raises(clip.ClipagError, match="not a complete"):
         clip.load_model(path)
 
 
@@ -79,9 +94,8 @@ def test_other_architecture(tmp_path):
         clip.load_model(path)
 
 
-@pytest.mark.slow
-def test_wrong_shape_and_nan(vit, tmp_path):
-    state = load_file(vit[1])
+def test_wrong_shape_and_nan(small, tmp_path):
+    state = load_file(small[1])
     path = tmp_path / "changed.safetensors"
     save_file({**state, "visual.proj": torch.zeros(3, 3)}, path)
     with pytest.raises(clip.ClipagError, match=r"visual\.proj is \(3, 3\)"):
@@ -89,20 +103,6 @@ def test_wrong_shape_and_nan(vit, tmp_path):
     save_file({**state, "visual.proj": state["visual.proj"] * float("nan")}, path)
     with pytest.raises(clip.ClipagError, match="not finite"):
         clip.load_model(path)
-
-
-def test_pickled_code_is_not_run(tmp_path):
-    marker = tmp_path / "ran"
-
-    class Hostile:
-        def __reduce__(self):
-            return (open, (str(marker), "w"))
-
-    path = tmp_path / "hostile.pt"
-    path.write_bytes(pickle.dumps({"state_dict": Hostile()}))
-    with pytest.raises(clip.ClipagError):
-        clip.load_model(path)
-    assert not marker.exists()
 
 
 @pytest.mark.slow

@@ -40,6 +40,6 @@ def _download(url: str, root: str | None = None) -> str:
     if url in registry.MODELS and registry.MODELS[url].embedded:
         raise ClipagError(
             f"The weights of {url} are not in a file of OpenAI's layout, which this script would "
-            "read next: give it a ViT checkpoint. With clipag run, that is --model FILE.pt."
+            "read next: choose a ViT's checkpoint as `model`."
         )
     return str(hub.pull(url, root))

@@ -35,8 +35,8 @@ from clipag_plugins.files import write_beside
 SIZE = 96
 SPLIT_FOLDER = Path(__file__).parent / "splits" / "v2"
 TEST_SHARE = 0.05
-# Salt of the hash that chooses the test pictures. Both versions of the split share it, so their test
-# pictures agree.
+# Salt of the hash that chooses the test pictures. Every version of the split uses this one, so that
+# their test pictures agree.
 SALT = "v1"
 
 # The share-alike set (openmoji, CC-BY-SA) and the GPL stamps are excluded on purpose, to keep the
@@ -232,7 +232,8 @@ def wordnet_hypernyms(folder: Path, limit: int = 3) -> dict[str, list[str]]:
             parent[fields[0]] = parents[0]
     hypernyms = {}
     for lemma, senses in _wordnet_senses(folder, "noun").items():
-        sense, chain = senses[0], []
+        sense = senses[0]
+        chain: list[str] = []
         while sense in parent and len(chain) < limit:
             sense = parent[sense]
             chain.append(name[sense])
