@@ -179,6 +179,15 @@ SETTINGS = {
 }
 
 
+@table("python -m benchmarks.evaluator --measure", "evaluator")
+def evaluator(figures: Figures) -> Cells:
+    """The judge's own R-Prec on held-out real pictures."""
+    yield "captions", "real pictures", "R-Prec", "R-Prec, degraded pictures"
+    for captions in ("seen", "unseen"):
+        shares = (percent(figures[f"{captions}, {kind}: R-Prec"]) for kind in ("plain", "worn"))
+        yield captions, str(figures[f"{captions}: pictures"]), *shares
+
+
 @table("python -m benchmarks.quality", "quality")
 def quality(figures: Figures) -> Cells:
     """Pixel ascent, R-Prec / top 5."""
