@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from clipag_plugins.arguments import RunOptions
 from clipag_plugins.attack import Linf, pgd
+from clipag_plugins.defaults import CAMS
 from clipag_plugins.evaluation.report import mean
-from clipag_plugins.explain import CAMS, contrast_targets, heat_maps
+from clipag_plugins.explain import contrast_targets, heat_maps
 from clipag_plugins.files import slug
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.guide import Guide

@@ -1,4 +1,4 @@
-"""Adversarial attacks: a threat model as an object, and one loop that knows no norm."""
+"""Adversarial attacks: threat models, and one attack loop (PGD) for all of them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .arguments import RunOptions
 from .base import ClipagModel
+from .defaults import NORMS
 from .errors import ClipagError
 from .guide import Guide
 from .targets import text_target
@@ -17,12 +18,12 @@ from .targets import text_target
 
 @dataclass(frozen=True)
 class ThreatModel(ABC):
-    """A ball around each image, and how to search it (PGD, Madry et al. 2018).
+    """A ball around each image, and how PGD searches it (Madry et al., ICLR 2018).
 
     Args:
-        eps: radius, for images in [0, 1].
-        steps: gradient steps.
-        step_size: length of one step, in the units of `eps`.
+        eps: radius of the ball, for images in [0, 1].
+        steps: number of gradient steps.
+        step_size: length of a step, in the units of `eps`.
     """
 
     eps: float
@@ -30,44 +31,44 @@ class ThreatModel(ABC):
     step_size: float
 
     def random_start(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images (B, 3, H, W) moved by a random perturbation inside the ball."""
+        """Return images (B, 3, H, W) with a random perturbation inside the ball."""
         return self.start_at(images, self.noise(images.shape, generator))
 
     @abstractmethod
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """Return what a random start is made of, (B, 3, H, W), on the CPU."""
+        """Return the noise (B, 3, H, W) of a random start, on the CPU."""
 
     @abstractmethod
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return the random start (B, 3, H, W) that `noise` of that shape makes of images."""
+        """Return the start (B, 3, H, W) that `noise` of the same shape gives for the images."""
 
     @abstractmethod
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
-        """Return images moved one step along the gradient's direction."""
+        """Return images moved by one step in the direction of the gradient."""
 
     @abstractmethod
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """Return `perturbed` brought back into the ball around `images` and into [0, 1]."""
+        """Return `perturbed` projected into the ball around `images` and into [0, 1]."""
 
 
 class L2(ThreatModel):
-    """The ball of the L2 norm over all values of an image."""
+    """A ball in the L2 norm over all values of an image."""
 
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """Return normal noise."""
+        """Return Gaussian noise."""
         return torch.randn(shape, generator=generator)
 
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return images moved by half the radius, in the direction of the noise."""
+        """Return images moved by half the radius in the direction of the noise."""
         return self.project(images + unit_l2(noise.to(images)) * (0.5 * self.eps), images)
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
-        """Return images moved by `step_size` along the gradient."""
+        """Return images moved by `step_size` in the direction of the gradient."""
         moved: Tensor = images + self.step_size * unit_l2(gradient)
         return moved
 
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """Return `perturbed`, no farther than `eps` from `images`, in [0, 1]."""
+        """Return `perturbed` at most `eps` away from `images`, in [0, 1]."""
         delta = perturbed - images
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
         inside: Tensor = (images + delta * (self.eps / length).clamp_max(1)).clamp(0, 1)
@@ -75,31 +76,31 @@ class L2(ThreatModel):
 
 
 class Linf(ThreatModel):
-    """The ball of the L∞ norm: no value of an image changes by more than `eps`."""
+    """A ball in the L∞ norm: no value of an image changes by more than `eps`."""
 
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         """Return uniform noise in [0, 1)."""
         return torch.rand(shape, generator=generator)
 
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return images with every value moved by up to the radius, as the noise says."""
+        """Return images with each value moved by up to the radius, in proportion to the noise."""
         return self.project(images + (2 * noise.to(images) - 1) * self.eps, images)
 
     def step(self, images: Tensor, gradient: Tensor) -> Tensor:
-        """Return images with every value moved by `step_size` along its gradient's sign."""
+        """Return images with each value moved by `step_size` in the direction of its gradient."""
         moved: Tensor = images + self.step_size * gradient.sign()
         return moved
 
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """Return `perturbed`, every value within `eps` of `images`, in [0, 1]."""
+        """Return `perturbed` with each value within `eps` of `images`, in [0, 1]."""
         return (images + (perturbed - images).clamp(-self.eps, self.eps)).clamp(0, 1)
 
 
-NORMS = {"linf": Linf, "l2": L2}
+THREAT_MODELS: dict[str, type[ThreatModel]] = dict(zip(NORMS, (Linf, L2), strict=True))
 
 
 def unit_l2(x: Tensor) -> Tensor:
-    """Scale every image of (B, 3, H, W) to L2 length 1."""
+    """Scale each image of (B, 3, H, W) to L2 length 1."""
     length: Tensor = x.flatten(1).norm(dim=1).clamp_min(1e-12)
     return x / length.view(-1, 1, 1, 1)
 
@@ -111,10 +112,15 @@ def pgd(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Return images (B, 3, H, W) in the threat model's ball that raise `loss`.
+    """Return images (B, 3, H, W) in the threat model's ball that increase `loss`.
 
-    `loss` maps images to a scalar, summed over the batch so that no image weighs on another.
-    The search begins at `start` (B, 3, H, W), by default at a random point of the ball.
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        loss: maps images to a scalar. It must be a sum over the batch, so that the images do not
+            influence each other.
+        threat_model: the ball, and the steps taken in it.
+        generator: source of the random start, on the CPU; by default torch's own.
+        start: where the search begins, (B, 3, H, W); by default a random point of the ball.
     """
     perturbed = threat_model.random_start(images, generator) if start is None else start.clone()
     for _ in range(threat_model.steps):
@@ -128,22 +134,28 @@ def pgd(
 def threat_model_of(
     norm: str, eps: float, steps: int, step_size: float | None = None
 ) -> ThreatModel:
-    """Return the threat model of a norm's name; a step is by default 2.5 · eps / steps.
+    """Return the threat model of a norm by name.
+
+    Args:
+        norm: "linf" or "l2".
+        eps: radius of the ball, for images in [0, 1].
+        steps: number of gradient steps.
+        step_size: length of a step, in the units of `eps`; by default 2.5 · eps / steps.
 
     Raises:
-        ClipagError: there is no such norm, or a number is out of its range.
+        ClipagError: there is no such norm, or a number is out of range.
     """
     if norm not in NORMS:
-        raise ClipagError(f"norm is {norm!r}: choose from {', '.join(NORMS)}.")
+        raise ClipagError(f"`norm` is {norm!r}: choose from {', '.join(NORMS)}.")
     if not 0 < eps < math.inf:
-        raise ClipagError(f"eps is {eps:g}: give a radius above 0, for images in [0, 1].")
+        raise ClipagError(f"`eps` is {eps:g}: give a radius above 0, for images in [0, 1].")
     if steps < 1:
-        raise ClipagError(f"steps is {steps}: an attack takes at least 1.")
+        raise ClipagError(f"`steps` is {steps}: an attack takes at least 1.")
     if step_size is None:
         step_size = 2.5 * eps / steps
     if not 0 < step_size < math.inf:
-        raise ClipagError(f"step_size is {step_size:g}: give a length above 0.")
-    return NORMS[norm](eps, steps, step_size)
+        raise ClipagError(f"`step_size` is {step_size:g}: give a length above 0.")
+    return THREAT_MODELS[norm](eps, steps, step_size)
 
 
 def attack(
@@ -154,12 +166,21 @@ def attack(
     towards: str | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return images (B, 3, H, W) that `model` takes for something else than `text`.
+    """Return images (B, 3, H, W) that `model` no longer associates with `text`.
 
-    The loss is the paper's (Ganz & Elad, WACV 2024, appendix B, eq. 4): away from the text,
-    "a cat", and towards its negation, "not a cat". With `towards` it is the targeted attack of
-    Figure 1: towards that text alone, in a ball as large as you like, and from the image itself,
-    since noise would be seen in so large a change.
+    The loss is equation 4 of the paper (Ganz & Elad, WACV 2024, appendix B): less similar to the
+    text ("a cat"), more similar to its negation ("not a cat"). With `towards` it is the targeted
+    attack of Figure 1, which only increases the similarity to that text. The targeted attack
+    starts from the image itself, because in a large ball a random start would stay visible as
+    noise.
+
+    Args:
+        model: the model to attack.
+        images: (B, 3, H, W) in [0, 1].
+        text: what the images show.
+        threat_model: the ball, and the steps taken in it.
+        towards: the target text; None is the negation of `text`.
+        generator: source of the random start, on the CPU; by default torch's own.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -168,7 +189,7 @@ def attack(
         targets = [text_target(model, text), text_target(model, f"not {text}", weight=-1.0)]
     else:
         targets = [text_target(model, towards, weight=-1.0)]
-    # A guide's loss falls with the similarity; the attack raises it.
+    # The guide's loss falls as the similarity rises; pgd increases the loss.
     guide = Guide(model, [targets] * len(images), options=RunOptions("float32"))
     start = None if towards is None else images
     return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start)

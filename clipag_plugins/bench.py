@@ -1,16 +1,17 @@
-"""How fast a guide looks at an image: `clipag bench`.
+"""How fast a guide sees an image: `clipag bench`.
 
-One look is what guidance repeats: views forward through the image tower, and the gradient
-back to them. Every implementation looks at the same views in turn, round after round, so
-that a machine that slows down slows all of them; figures are medians. The limit is what the
-look's own arithmetic would take at the rate of the machine's matrix products.
+The unit of work, a "look", is what guidance repeats at every step: views go forward through the
+image tower, and their gradient comes back. The implementations take turns on the same views, round
+after round, so that a machine that slows down slows all of them. The figures are medians. They are
+compared with a limit: the time that a look's arithmetic takes at the machine's rate of matrix
+products.
 """
 
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -28,47 +29,57 @@ from .files import write_json
 from .hub import load_model
 from .sampler import generate
 
-MODELS = ("clipag-mini", "ViT-B-32", "ViT-B-16", "convnext_base")
-VIEWS = (1, 8, 32, 64)
+ANIMALS = ("cat", "dog", "frog", "whale", "owl", "bee", "crab", "snail")
+EMULATED = 10e9  # FLOP/s; below this a dtype has no hardware support
 Look = Callable[[], Tensor]
+LookKey = tuple[str, str]  # implementation, precision
 
 
-def rates(device: torch.device) -> dict[str, float]:
-    """Return GFLOP a second of 2048 × 2048 products, by precision; 0 where it is hopeless."""
-    result = {}
-    for name, dtype in precision.PRECISIONS.items():
-        small, side = 256, 2048
-        # A type that the device only emulates may take minutes for the large one.
-        trial = precision.products_per_second(dtype, device, small) * 2 * small**3
-        if name == "float32" or trial > 10e9:
-            trial = precision.products_per_second(dtype, device, side) * 2 * side**3
-        result[name] = trial / 1e9
-    return result
+def product_rates(device: torch.device) -> dict[str, float]:
+    """Return the rate of 2048 × 2048 matrix products by precision, in GFLOP/s.
+
+    For a precision that the device emulates it is the rate of smaller products, because the large
+    ones may take minutes.
+    """
+    rates = {}
+    for name, dtype in precision.DTYPES.items():
+        small, large = 256, 2048
+        rate = precision.products_per_second(dtype, device, small) * 2 * small**3
+        if name == "float32" or rate > EMULATED:
+            rate = precision.products_per_second(dtype, device, large) * 2 * large**3
+        rates[name] = rate / 1e9
+    return rates
 
 
-def look(tower: nn.Module, views: Tensor, dtype: torch.dtype) -> Look:
-    """Return what runs a tower over views (V, 3, side, side) and gives their gradient."""
+def make_look(tower: nn.Module, views: Tensor, dtype: torch.dtype) -> Look:
+    """Return a function that runs an image tower on views and returns their gradient.
+
+    `views` are (V, 3, side, side), and so is the gradient. The tower computes in `dtype`.
+    """
     tower = precision.in_precision(tower, dtype)
-    if type(tower).__module__ == "clip.model":  # whose LayerNorm takes nothing but float32
-        for part in tower.modules():
-            if isinstance(part, nn.LayerNorm):
-                part.float()
+    if type(tower).__module__ == "clip.model":  # OpenAI's LayerNorm accepts only float32
+        for module in tower.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
 
-    def run() -> Tensor:
-        seen = views.detach().requires_grad_(True)
-        tower(seen.to(dtype)).float().sum().backward()
-        if seen.is_cuda:
+    def look() -> Tensor:
+        leaf = views.detach().requires_grad_(True)
+        tower(leaf.to(dtype)).float().sum().backward()
+        if leaf.is_cuda:
             torch.cuda.synchronize()
-        return cast(Tensor, seen.grad)
+        return cast(Tensor, leaf.grad)
 
-    return run
+    return look
 
 
 def implementations(name: str, device: torch.device) -> tuple[ClipagModel, dict[str, nn.Module]]:
-    """Return our model and every image tower with the same weights, by whose it is.
+    """Return this package's model, and the image towers to compare by implementation.
 
-    Embedded models have no peer. Of the others the weights are random, which costs the same
-    time.
+    An embedded model has only this package's implementation. The other models have random weights,
+    which take the same time.
+
+    Raises:
+        ClipagError: the model is neither embedded nor an architecture of open_clip.
     """
     if name.endswith("-mini"):
         model = load_model(name, device)
@@ -81,16 +92,16 @@ def implementations(name: str, device: torch.device) -> tuple[ClipagModel, dict[
             "open_clip, such as ViT-B-32."
         )
     torch.manual_seed(0)
-    theirs = open_clip.create_model(name, device=device).eval().requires_grad_(False)
+    open_clip_model = open_clip.create_model(name, device=device).eval().requires_grad_(False)
     config = open_clip.get_model_config(name)
-    model = architecture.from_config(config, theirs.state_dict(), name, name)
+    model = architecture.from_config(config, open_clip_model.state_dict(), name, name)
     model = model.to(device).eval().requires_grad_(False)
-    towers: dict[str, nn.Module] = {"clipag": model.visual, "open_clip": theirs.visual}
+    towers: dict[str, nn.Module] = {"clipag": model.visual, "open_clip": open_clip_model.visual}
     vision = config["vision_cfg"]
     if find_spec("clip") and isinstance(vision.get("layers"), int):
         from clip.model import VisionTransformer
 
-        # Its activation is QuickGELU whatever the config says: as much arithmetic, less a little.
+        # Its activation is always QuickGELU, which takes slightly less arithmetic than GELU.
         towers["clip-anytorch"] = VisionTransformer(
             vision["image_size"], vision["patch_size"], vision["width"], vision["layers"],
             vision["width"] // 64, config["embed_dim"],
@@ -99,109 +110,140 @@ def implementations(name: str, device: torch.device) -> tuple[ClipagModel, dict[
 
 
 def compare(
-    name: str, counts: Iterable[int], rounds: int, rate: dict[str, float], device: torch.device
+    name: str,
+    view_counts: Iterable[int],
+    rounds: int,
+    rates: Mapping[str, float],
+    device: torch.device,
 ) -> list[dict[str, Any]]:
-    """Time every implementation in every precision that is worth it, and return the rows."""
+    """Time all implementations of a model, and return one result per look.
+
+    Precisions less than half as fast as float32 are left out.
+
+    Args:
+        name: an embedded model, or an architecture of open_clip.
+        view_counts: numbers of views.
+        rounds: timings of which the median counts.
+        rates: GFLOP/s of matrix products by precision, from `product_rates`.
+        device: where to compute.
+
+    Raises:
+        ClipagError: the model is neither embedded nor an architecture of open_clip.
+    """
     model, towers = implementations(name, device)
     side = model.visual.native_size
-    worth = [p for p, r in rate.items() if p == "float32" or r > rate["float32"] / 2]
-    rows = []
-    for count in counts:
+    precisions = [p for p, rate in rates.items() if p == "float32" or rate > rates["float32"] / 2]
+    results = []
+    for count in view_counts:
         generator = torch.Generator().manual_seed(count)
         views = torch.randn(count, 3, side, side, generator=generator).to(device)
         looks = {
-            (whose, p): look(tower, views, precision.PRECISIONS[p])
-            for whose, tower in towers.items()
-            for p in worth
+            (implementation, p): make_look(tower, views, precision.DTYPES[p])
+            for implementation, tower in towers.items()
+            for p in precisions
         }
-        reference = (
-            looks.get(("open_clip", "float32"), looks["clipag", "float32"])().double().flatten()
-        )
-        work, cosine = {}, {}
-        for key, run in looks.items():
-            with FlopCounterMode(display=False) as counter:
-                gradient = run()
-            work[key] = counter.get_total_flops() / 1e9
-            cosine[key] = torch.cosine_similarity(
-                gradient.double().flatten(), reference, dim=0
-            ).item()
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in looks}
-        for _ in tqdm(range(rounds), desc=f"{name}, {count} views", leave=False):
-            for key, run in looks.items():
-                began = time.perf_counter()
-                run()
-                times[key].append(time.perf_counter() - began)
-        for whose, p in looks:
-            seconds = statistics.median(times[whose, p])
-            rows.append(
+        gflops, cosines = _examine(looks)
+        seconds = _median_seconds(looks, rounds, f"{name}, {count} views")
+        for implementation, p in looks:
+            key = implementation, p
+            results.append(
                 {
                     "model": name,
                     "views": count,
-                    "implementation": whose,
+                    "implementation": implementation,
                     "precision": p,
-                    "seconds": seconds,
-                    "GFLOP": work[whose, p],
-                    "share of the limit": work[whose, p] / rate[p] / seconds,
-                    # Other weights, other gradient.
-                    "cosine": None if whose == "clip-anytorch" else cosine[whose, p],
+                    "seconds": seconds[key],
+                    "GFLOP": gflops[key],
+                    "share of the limit": gflops[key] / rates[p] / seconds[key],
+                    # clip-anytorch has random weights of its own; its gradient is not comparable.
+                    "cosine": None if implementation == "clip-anytorch" else cosines[key],
                 }
             )
-    return rows
+    return results
 
 
-def pictures(rounds: int, device: torch.device) -> dict[str, float]:
-    """Return seconds of `generate()` with the embedded model: one prompt and eight, by tries."""
+def _examine(looks: Mapping[LookKey, Look]) -> tuple[dict[LookKey, float], dict[LookKey, float]]:
+    """Return the GFLOP of each look, and the cosine of its gradient to the float32 reference.
+
+    The reference is open_clip's gradient, or this package's for embedded models.
+    """
+    reference = looks.get(("open_clip", "float32"), looks["clipag", "float32"])()
+    gflops, cosines = {}, {}
+    for key, look in looks.items():
+        with FlopCounterMode(display=False) as counter:
+            gradient = look()
+        gflops[key] = counter.get_total_flops() / 1e9
+        cosines[key] = torch.cosine_similarity(
+            gradient.double().flatten(), reference.double().flatten(), dim=0
+        ).item()
+    return gflops, cosines
+
+
+def _median_seconds(
+    looks: Mapping[LookKey, Look], rounds: int, description: str
+) -> dict[LookKey, float]:
+    times: dict[LookKey, list[float]] = {key: [] for key in looks}
+    for _ in tqdm(range(rounds), desc=description, leave=False):
+        for key, look in looks.items():
+            began = time.perf_counter()
+            look()
+            times[key].append(time.perf_counter() - began)
+    return {key: statistics.median(seconds) for key, seconds in times.items()}
+
+
+def time_generate(rounds: int, device: torch.device) -> dict[str, float]:
+    """Return the seconds of `generate()` with the embedded model, for 1 and 8 prompts."""
     model, quiet = load_model(device=device), RunOptions(progress=False)
-    animals = ["cat", "dog", "frog", "whale", "owl", "bee", "crab", "snail"]
-    generate(animals, model, steps=1, options=quiet)
-    kinds = {
+    generate(ANIMALS, model, steps=1, options=quiet)
+    cases = {
         f"{prompts}, {tries}": (count, number)
         for tries, number in (("one try", 1), ("default tries", None))
         for prompts, count in (("one prompt", 1), ("eight prompts", 8))
     }
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    times: dict[str, list[float]] = {case: [] for case in cases}
     for _ in range(rounds):
-        for kind, (count, tries) in kinds.items():
+        for case, (count, tries) in cases.items():
             began = time.perf_counter()
-            generate(animals[:count], model, tries=tries, options=quiet)
-            times[kind].append(time.perf_counter() - began)
-    return {kind: statistics.median(spent) for kind, spent in times.items()}
+            generate(ANIMALS[:count], model, tries=tries, options=quiet)
+            times[case].append(time.perf_counter() - began)
+    return {case: statistics.median(seconds) for case, seconds in times.items()}
 
 
 def main(
     models: Iterable[str],
-    counts: Iterable[int],
+    view_counts: Iterable[int],
     rounds: int,
     device: torch.device,
     out: Path | None,
 ) -> None:
-    """Print the table, and write everything to `out` as JSON if it is given.
+    """Print the results as a table, and write them to `out` as JSON if it is given.
 
     Raises:
         ClipagError: a model is neither embedded nor an architecture of open_clip.
     """
-    rate = rates(device)
-    rows = []
+    rates = product_rates(device)
+    results = []
     for name in models:
-        rows += compare(name, counts, rounds, rate, device)
+        results += compare(name, view_counts, rounds, rates, device)
     figures = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "GFLOP/s of matrix products": rate,
+        "GFLOP/s of matrix products": rates,
         "auto precision": str(precision.fastest(device)).removeprefix("torch."),
-        "looks": rows,
-        "generate(), s": pictures(rounds, device),
+        "looks": results,
+        "generate(), s": time_generate(rounds, device),
     }
-    products = ", ".join(f"{p} {r:.0f}" for p, r in rate.items())
+    products = ", ".join(f"{p} {rate:.0f}" for p, rate in rates.items())
     print(f"Matrix products, GFLOP/s: {products}; auto chooses {figures['auto precision']}.\n")
     print("| model | views | implementation | precision | seconds | of the limit | cosine |")
     print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        cosine = "" if row["cosine"] is None else f"{row['cosine']:.6f}"
+    for result in results:
+        cosine = "" if result["cosine"] is None else f"{result['cosine']:.6f}"
         print(
-            f"| {row['model']} | {row['views']} | {row['implementation']} | {row['precision']} "
-            f"| {row['seconds']:.3f} | {row['share of the limit']:.0%} | {cosine} |"
+            f"| {result['model']} | {result['views']} | {result['implementation']} "
+            f"| {result['precision']} | {result['seconds']:.3f} "
+            f"| {result['share of the limit']:.0%} | {cosine} |"
         )
     print("\ngenerate() with the embedded model, s:", json.dumps(figures["generate(), s"]))
     if out is not None:

@@ -1,4 +1,4 @@
-"""The command line: clipag …"""
+"""The command line, `clipag`: parse arguments, run a command, report an error in one sentence."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
+from . import __version__
 from .commands import (
     attack,
     bench,
@@ -22,12 +23,23 @@ from .commands import (
 from .commands.messages import as_options
 from .errors import INTERRUPTED, ClipagError
 
+EPILOG = """\
+clipag COMMAND --help shows a command's options and examples.
+
+An error is reported in one sentence, with exit code 2. Set CLIPAG_TRACEBACK=1 in the environment to
+see its traceback instead.
+"""
+
 
 def parser() -> argparse.ArgumentParser:
-    """Describe every command and option."""
+    """Return the parser of all commands and options."""
     root = argparse.ArgumentParser(
-        prog="clipag", description="Guidance by CLIPAG: CLIP whose gradients mean something."
+        prog="clipag",
+        description="Guidance by CLIPAG: CLIP whose gradients mean something.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     families = (
         generate, draw, vqgan, style, run, explain, attack, eval, finetune, weights, bench,
@@ -38,42 +50,49 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 2 for bad input, 130 after Ctrl-C."""
+    """Run a command and return its exit code: 2 for bad input, 130 after Ctrl-C.
+
+    With CLIPAG_TRACEBACK=1 in the environment, errors are raised instead of reported.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # Not every terminal can write ∞.
+            # Not every terminal can print ∞.
             stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except ClipagError as error:
-        print(f"clipag: {as_options(str(error), options)}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
-        # The reader has gone (`clipag models | head`): let the last flush go nowhere.
+        # The reader is gone (`clipag models | head`): discard what is still flushed on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        # A full disk, a name that is too long, a folder nobody may enter: the system's words.
-        print(f"clipag: {error}.", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+    except (Exception, KeyboardInterrupt) as error:
+        message = _user_message(error, options)
+        if message is None or os.environ.get("CLIPAG_TRACEBACK") == "1":
             raise
-        print(
-            "clipag: There is not enough memory: choose a smaller --size or --max-views, or fewer "
-            "pictures or samples at once.",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("clipag: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        print(f"clipag: {message}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2
     return code
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    # By torch's words, since it need not have been imported: of a GPU's memory and of a CPU's.
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "DefaultCPUAllocator")
-    )
+def _user_message(error: BaseException, options: argparse.Namespace) -> str | None:
+    """Return the message for an error that the user can mend, and None for any other error."""
+    if isinstance(error, ClipagError):
+        return as_options(str(error), options)
+    if isinstance(error, OSError):  # such as a full disk, or a file name that is too long
+        return f"{error}."
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted."
+    if _is_lack_of_memory(error):
+        return (
+            "There is not enough memory: choose a smaller --size or --max-views, or fewer pictures "
+            "or samples at once."
+        )
+    return None
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    # torch's errors are recognised by their text, on GPUs and on CPUs, so as not to import torch.
+    texts = ("out of memory", "DefaultCPUAllocator")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

@@ -9,3 +9,21 @@ SIGMA, SAMPLES = 1.0, 32
 
 # The attacks of `clipag eval robustness`.
 ATTACKS = ("clean", "pgd", "autoattack")
+
+# Attacks.
+NORMS = ("linf", "l2")
+
+# Heat maps: methods of pytorch-grad-cam with its class of each, and methods of our own.
+CAMS = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+}
+HEAT_MAP_METHODS = (*CAMS, "grad", "smoothgrad")
+HEAT_MAP_METHOD = "hirescam"
+
+# `clipag bench`.
+BENCH_MODELS = ("clipag-mini", "ViT-B-32", "ViT-B-16", "convnext_base")
+BENCH_VIEWS = (1, 8, 32, 64)
+BENCH_ROUNDS = 3

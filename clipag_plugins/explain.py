@@ -1,4 +1,4 @@
-"""Where a model looks: heat maps of a text over an image (paper, appendix B)."""
+"""Heat maps: where in an image a model finds a text (paper, appendix B)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,55 +9,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import ClipagModel, embed_images
+from .defaults import CAMS, HEAT_MAP_METHOD, HEAT_MAP_METHODS
 from .errors import ClipagError, library
 from .mini import Block
 from .pag import input_gradient
 from .smoothing import smooth
-from .stages import Maps, stages
+from .stages import ToMaps, stages
 from .targets import Target, text_embeddings
 
-# What pytorch-grad-cam calls its methods.
-CAMS = {
-    "gradcam": "GradCAM",
-    "gradcam++": "GradCAMPlusPlus",
-    "hirescam": "HiResCAM",
-    "layercam": "LayerCAM",
-}
-METHODS = (*CAMS, "grad", "smoothgrad")
-NOISE, COPIES = 0.15, 32  # of SmoothGrad: 10 % to 20 % of the range
+# SmoothGrad's paper advises noise of 10 % to 20 % of the range of pixels.
+SMOOTHGRAD_SIGMA, SMOOTHGRAD_SAMPLES = 0.15, 32
 
 
 def heat_maps(
     model: ClipagModel,
     images: Tensor,
     targets: Sequence[Target],
-    method: str = "hirescam",
+    method: str = HEAT_MAP_METHOD,
     layer: nn.Module | None = None,
 ) -> Tensor:
-    """Return where each image is similar to its target: heat maps (B, H, W), the most at 1.
+    """Return heat maps (B, H, W) in [0, 1] of where each image is similar to its target.
 
     Args:
-        model: whose image tower is asked.
+        model: the model to explain.
         images: (B, 3, H, W) in [0, 1].
-        targets: one an image, best as `contrast_targets` makes them.
-        method: by pytorch-grad-cam "gradcam" (Selvaraju et al., ICCV 2017), "gradcam++"
-            (Chattopadhay et al., WACV 2018), "hirescam" (Draelos & Carin, 2020) or "layercam"
-            (Jiang et al., TIP 2021); "grad", the largest absolute gradient over colours
-            (Simonyan et al., 2014); or "smoothgrad", the same averaged over noise (Smilkov et
-            al., 2017).
-        layer: the part of a convolutional tower whose output the first four weigh, (B, C, h,
-            w); by default what `default_layer` says.
+        targets: one per image, preferably from `contrast_targets`.
+        method: a class activation map (CAM) by pytorch-grad-cam, "gradcam" (Selvaraju et al., ICCV
+            2017), "gradcam++" (Chattopadhay et al., WACV 2018), "hirescam" (Draelos & Carin, 2020)
+            or "layercam" (Jiang et al., TIP 2021); "grad", the largest absolute gradient over the
+            colour channels (Simonyan et al., 2014); or "smoothgrad", the same averaged over noise
+            (Smilkov et al., 2017).
+        layer: for a CAM of a convolutional tower, the module whose output (B, C, h, w) is weighted;
+            by default the one of `default_layer`.
 
     Raises:
-        ClipagError: there is no such method, pytorch-grad-cam is not installed, or it is not
-            known which features of this tower to ask.
+        ClipagError: there is no such method, pytorch-grad-cam is not installed, or the stages of
+            this image tower are unknown.
     """
     if method in CAMS:
         return _cam(model, images, targets, method, layer)
-    if method not in METHODS:
-        raise ClipagError(f"method is {method!r}: choose from {', '.join(METHODS)}.")
-    asked = smooth(model, NOISE, COPIES) if method == "smoothgrad" else model
-    heat = input_gradient(asked, images, targets).abs().amax(dim=1)
+    if method not in HEAT_MAP_METHODS:
+        raise ClipagError(f"`method` is {method!r}: choose from {', '.join(HEAT_MAP_METHODS)}.")
+    if method == "smoothgrad":
+        model = smooth(model, SMOOTHGRAD_SIGMA, SMOOTHGRAD_SAMPLES)
+    heat = input_gradient(model, images, targets).abs().amax(dim=1)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
@@ -65,11 +60,16 @@ def heat_maps(
 def contrast_targets(
     model: ClipagModel, texts: Sequence[str], others: Sequence[str] | None = None
 ) -> list[Target]:
-    """Encode what each text says that others do not: targets to make heat maps of.
+    """Return one target per text that encodes how the text differs from other texts.
 
-    The embeddings of all texts have much in common, and a gradient of the plain similarity shows
-    that too. So the others' mean is taken off, as CLIP Surgery does (Li et al., 2023). By default
-    they are a hundred names of ImageNet's classes.
+    The embeddings of all texts have much in common, and a heat map of the plain similarity shows
+    this common part too. Subtracting the mean embedding of other texts removes it, as in CLIP
+    Surgery (Li et al., 2023).
+
+    Args:
+        model: the model whose text encoder is used.
+        texts: what the heat maps should show.
+        others: the texts to differ from; by default a hundred names of ImageNet classes.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -78,8 +78,9 @@ def contrast_targets(
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
         others = IMAGENET_CLASSNAMES[::10]
-    own, rest = (text_embeddings(model, side) for side in (texts, others))
-    return [Target(embedding) for embedding in F.normalize(own - rest.mean(dim=0), dim=1)]
+    mean_of_others = text_embeddings(model, others).mean(dim=0)
+    contrasts = F.normalize(text_embeddings(model, texts) - mean_of_others, dim=1)
+    return [Target(contrast) for contrast in contrasts]
 
 
 def _cam(
@@ -89,64 +90,70 @@ def _cam(
     method: str,
     layer: nn.Module | None,
 ) -> Tensor:
-    asked, as_maps = (layer, None) if layer is not None else default_layer(model.visual, method)
-    make = getattr(library("pytorch_grad_cam", "explain"), CAMS[method])
-    cam = make(_Embedding(model), [asked], as_maps)
+    to_maps = None
+    if layer is None:
+        layer, to_maps = default_layer(model.visual, method)
+    cam_class = getattr(library("pytorch_grad_cam", "explain"), CAMS[method])
+    cam = cam_class(_UnitEmbedding(model), [layer], to_maps)
 
-    def similarity(target: Target) -> Callable[[Tensor], Tensor]:
-        return lambda z: z @ target.embedding
+    def similarity_to(target: Target) -> Callable[[Tensor], Tensor]:
+        return lambda embedding: embedding @ target.embedding
 
-    # As a context it would swallow errors: the hooks go by hand.
+    # Not `with cam`: its __exit__ swallows errors. Release its hooks explicitly instead.
     try:
         with torch.enable_grad():
-            # The weights are frozen: the gradient reaches the features by way of the image.
-            given = images.detach().requires_grad_(True)
-            heat = cam(given, [similarity(target) for target in targets])
+            # With frozen weights the features need a gradient only if the image does.
+            images = images.detach().requires_grad_(True)
+            heat = cam(images, [similarity_to(target) for target in targets])
     finally:
         cam.activations_and_grads.release()
     return torch.from_numpy(heat).to(images)
 
 
-def default_layer(visual: Any, method: str = "gradcam") -> tuple[nn.Module, Maps]:
-    """Return the module whose output a method weighs, and what makes that maps (B, C, h, w).
+def default_layer(visual: Any, method: str = "gradcam") -> tuple[nn.Module, ToMaps]:
+    """Return the module whose output a CAM weights, and a function that turns it into maps.
 
-    It is the last one before space is lost. In a transformer the class token alone reaches the
-    embedding, so it is what the last block's attention reads; in a convolutional tower its last
-    stage. But three by three, as there are in the embedded one, say little of a place. There it
-    is the stage before, and the first where a method takes each place's own gradient. (On
-    training pictures both point best there, in `clip-mini` and `clipag-mini` alike:
-    `benchmarks/explain.py`.)
+    The maps are (B, C, h, w). The module is the last one that still has spatial positions. In a
+    transformer only the class token reaches the embedding, so the module is the normalisation
+    before the last block's attention. In a convolutional tower it is the last stage.
+
+    The last stage of an embedded tower has only 3 × 3 positions, which localise too coarsely. The
+    module is then the stage before it, or the first stage for the methods that use the gradient at
+    each position ("hirescam", "layercam"). On training pictures these point best, in `clip-mini`
+    and in `clipag-mini` (`benchmarks/explain.py`).
 
     Raises:
-        ClipagError: the tower is of another kind.
+        ClipagError: the stages of this tower are unknown.
     """
     try:
-        parts, as_maps = stages(visual)
+        modules, to_maps = stages(visual)
     except ClipagError as error:
         raise ClipagError(f"{error} Choose the method grad.") from error
-    last: Any = parts[-1]
+    last: Any = modules[-1]
     if isinstance(last, Block):
-        return parts[0 if method in ("hirescam", "layercam") else -2], as_maps
-    for norm in ("ln_1", "norm1"):  # open_clip's and OpenAI's name, and timm's
+        return modules[0 if method in ("hirescam", "layercam") else -2], to_maps
+    for norm in ("ln_1", "norm1"):  # its name in OpenAI's and open_clip's blocks, and in timm's
         if hasattr(last, norm):
-            return getattr(last, norm), as_maps
-    return last, as_maps
+            return getattr(last, norm), to_maps
+    return last, to_maps
 
 
-class _Embedding(nn.Module):
-    """Unit-length embeddings of images in [0, 1]: what pytorch-grad-cam is to differentiate."""
+class _UnitEmbedding(nn.Module):
+    """The function that pytorch-grad-cam differentiates: unit-length embeddings of images."""
 
     def __init__(self, model: ClipagModel):
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return embeddings (B, D) of images (B, 3, H, W)."""
+        """Return embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
         return embed_images(self.model, images)
 
 
-def over(image: Tensor, heat: Tensor) -> Image.Image:
-    """Return a picture of an image (3, H, W) under its heat map (H, W), from blue to red.
+def overlay(image: Tensor, heat: Tensor) -> Image.Image:
+    """Return a picture of an image (3, H, W) in [0, 1] with its heat map (H, W) laid over it.
+
+    The colours run from blue (0) to red (1).
 
     Raises:
         ClipagError: pytorch-grad-cam is not installed.

@@ -1,8 +1,8 @@
-"""Perceptually aligned gradients: seen (the paper's Figure 3), and as a number.
+"""Perceptually aligned gradients (PAG): as images (the paper's Figure 3), and as a score.
 
-What a model's input gradient would change in an image shows what the model looks for. In a
-vanilla CLIP it is noise; after adversarial training it is what the text says (Ganz & Elad,
-WACV 2024, section 3).
+A model's input gradient shows what the model would change in an image to match a text. In a vanilla
+CLIP the gradient looks like noise. After adversarial training it shows what the text describes
+(Ganz & Elad, WACV 2024, section 3).
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from .errors import ClipagError
 from .guide import Guide
 from .targets import Target, text_target
 
-STEP = 0.03
-MAX_VIEWS = 64  # images that a tower sees at once
-DIRECTIONS = 4
+STEP = 0.03  # root mean square change of a pixel
+MAX_VIEWS = 64  # images that the image tower sees at once
+DIRECTIONS = 4  # random directions that a gradient is compared with
 
 
 class Judge(Protocol):
-    """What judges pictures: embeddings whose products are similarities."""
+    """A model that scores pictures: the product of two of its embeddings is their similarity."""
 
     name: str
 
@@ -37,11 +37,13 @@ class Judge(Protocol):
 
 
 def input_gradient(model: ClipagModel, images: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Return the gradient (B, 3, H, W) of each image's similarity to its own target.
+    """Return the gradient (B, 3, H, W) of each image's similarity to its target.
 
-    `images` are (B, 3, H, W) in [0, 1]. A step along the gradient makes them more similar.
+    `images` are (B, 3, H, W) in [0, 1], and there is one target per image. A step along the
+    gradient increases the similarity.
     """
-    copies = getattr(model.visual, "samples", 1)  # of each image, where the model is smoothed
+    # A smoothed model sees several noisy copies of each image at once.
+    copies = getattr(model.visual, "samples", 1)
     guide = Guide(
         model,
         [[target] for target in targets],
@@ -53,9 +55,10 @@ def input_gradient(model: ClipagModel, images: Tensor, targets: Sequence[Target]
 
 
 def gradient_images(gradient: Tensor) -> Tensor:
-    """Return gradients (B, 3, H, W) as images: grey is 0, and ±3 standard deviations the ends.
+    """Return gradients (B, 3, H, W) as images in [0, 1]: 0 is grey, ±3 standard deviations 0 or 1.
 
-    As Tsipras et al. show them ("Robustness May Be at Odds with Accuracy", 2019, Figure 2).
+    This is the display of Tsipras et al. ("Robustness May Be at Odds with Accuracy", ICLR 2019,
+    Figure 2).
     """
     spread = gradient.flatten(1).std(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     return (0.5 + gradient / (6 * spread)).clamp(0, 1)
@@ -64,19 +67,21 @@ def gradient_images(gradient: Tensor) -> Tensor:
 def picture_alignment(
     model: ClipagModel, images: Tensor, texts: Sequence[str], pictures: Tensor
 ) -> Tensor:
-    """Return how much nearer the model's gradient leads to real pictures of its text, (N,).
+    """Return how well the model's gradients point towards real pictures of their texts, (N,).
 
     Ganz, Kawar & Elad ("Do Perceptually Aligned Gradients Imply Robustness?", ICML 2023) call a
-    gradient perceptually aligned where it points from the image to one of the class. This is the
-    cosine of the gradient and the way to a picture of the text, less its mean over the pictures
-    of the other texts: what leads to any picture, such as more contrast, is worth nothing. In
-    hundredths. No second model takes part that could be wrong in the same way.
+    gradient perceptually aligned if it points from the image towards an image of the class. The
+    score is the cosine between the gradient and the direction to a picture of the text, minus the
+    mean cosine for the pictures of the other texts, times 100. Directions that lead to any picture,
+    such as more contrast, thus score 0. Unlike `judged_alignment`, the score needs no second model,
+    which could share the first model's mistakes.
 
     Args:
-        model: whose gradient is judged.
-        images: where it is taken, (N, 3, H, W) in [0, 1].
-        texts: N different ones.
-        pictures: one of each text that the model was not trained on, (N, 3, H, W) in [0, 1].
+        model: the model whose gradients are scored.
+        images: where the gradients are taken, (N, 3, H, W) in [0, 1].
+        texts: N different texts.
+        pictures: one picture of each text, (N, 3, H, W) in [0, 1]. The model must not have been
+            trained on them.
 
     Raises:
         ClipagError: there are fewer than two texts, or one cannot be encoded.
@@ -86,11 +91,11 @@ def picture_alignment(
     gradient = input_gradient(model, images, [text_target(model, text) for text in texts])
     direction, x, p = unit_l2(gradient).flatten(1), images.flatten(1), pictures.flatten(1)
     along = direction @ p.T - (direction * x).sum(dim=1, keepdim=True)
-    # From a picture to itself there is no way, only what rounding leaves of one.
-    cosine = along / torch.cdist(x, p).clamp_min(0.1)
-    own = cosine.diagonal()
-    others = (cosine.sum(dim=1) - own) / (len(texts) - 1)
-    return 100 * (own - others)
+    # The distance of a picture to itself is rounding noise; keep it out of the denominator.
+    cosines = along / torch.cdist(x, p).clamp_min(0.1)
+    matching = cosines.diagonal()
+    mean_of_others = (cosines.sum(dim=1) - matching) / (len(texts) - 1)
+    return 100 * (matching - mean_of_others)
 
 
 @torch.no_grad()
@@ -102,23 +107,22 @@ def judged_alignment(
     step: float = STEP,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return how much a step along the model's gradient shows a judge of each text, (B,).
+    """Return how much a step along the model's gradient raises a judge's similarity, (B,).
 
-    It needs no pictures of the texts, but a judge. The score is the rise of the judge's
-    similarity along the model's own unit gradient, less the mean rise along random directions of
-    the same length, in hundredths of the cosine. Gradients are compared by direction alone, so a
-    model cannot gain by steep ones; what any change of that length does, such as noise, is taken
-    off; and whether a gradient means something is said by a judge that had no part in it. A
-    random gradient scores 0. The judge must not be the model, nor have been trained with it or
-    from it: a model likes its own gradient however meaningless it is.
+    The score is the rise of the judge's similarity after a step along the model's unit gradient,
+    minus its mean rise after random steps of the same length, times 100. A random gradient scores
+    0. Only the gradient's direction counts, so a steep gradient gives no advantage. The score needs
+    a judge, but no pictures of the texts. The judge must be neither the model nor a model trained
+    with it or from it, because every model rates its own gradient highly, however meaningless the
+    gradient is.
 
     Args:
-        model: whose gradient is judged.
-        judge: an independent one.
-        images: (B, 3, H, W) in [0, 1], best far from 0 and 1, where steps would be cut.
-        texts: one an image.
-        step: length of the step as a root mean square over pixels, for values in [0, 1].
-        generator: of the random directions.
+        model: the model whose gradients are scored.
+        judge: an independent model.
+        images: (B, 3, H, W) in [0, 1], preferably far from 0 and 1, where steps are clipped.
+        texts: one per image.
+        step: length of the step, as a root mean square over pixels, for values in [0, 1].
+        generator: source of the random directions, on the CPU; by default torch's own.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -126,36 +130,38 @@ def judged_alignment(
     with torch.enable_grad():
         gradient = input_gradient(model, images, [text_target(model, text) for text in texts])
     length = step * images[0].numel() ** 0.5
-    goals = judge.embed_texts(texts)
+    text_embeddings = judge.embed_texts(texts)
 
     def similarity(direction: Tensor) -> Tensor:
         moved = (images + length * unit_l2(direction)).clamp(0, 1)
-        return (judge.embed_images(moved) * goals).sum(dim=1)
+        return (judge.embed_images(moved) * text_embeddings).sum(dim=1)
 
     noise = [torch.randn(images.shape, generator=generator) for _ in range(DIRECTIONS)]
-    at_random = torch.stack([similarity(direction.to(images)) for direction in noise])
-    return 100 * (similarity(gradient) - at_random.mean(dim=0))
+    after_noise = torch.stack([similarity(direction.to(images)) for direction in noise])
+    return 100 * (similarity(gradient) - after_noise.mean(dim=0))
 
 
 def blobs(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Return images (count, 3, side, side) of the embedded mixture, in [0.2, 0.8]."""
+    """Draw images (count, 3, side, side) from the embedded Gaussian mixture, in [0.2, 0.8]."""
     gaussians = mixture.load()
-    drawn = gaussians.sample(-(-count // len(gaussians.means)), generator)
-    chosen = torch.randperm(len(drawn), generator=generator)[:count]
-    return 0.2 + 0.6 * mixture.enlarge(drawn[chosen], side)
+    samples = gaussians.sample(-(-count // len(gaussians.means)), generator)
+    indices = torch.randperm(len(samples), generator=generator)[:count]
+    return 0.2 + 0.6 * mixture.enlarge(samples[indices], side)
 
 
 def picture_score(
     model: ClipagModel, texts: Sequence[str], pictures: Tensor, seed: int = 0
 ) -> Tensor:
-    """Return the PAG score by pictures, (N,): `picture_alignment`, the mean over two starts.
+    """Return the PAG score by pictures, (N,): the mean `picture_alignment` at two kinds of images.
 
-    The gradient is taken at blobs, where an ascent starts, and at another text's picture.
+    The gradient is taken at `blobs`, which are like the start of an ascent, and at the picture of
+    another text.
 
     Args:
-        model: whose gradient is judged.
-        texts: N different ones.
-        pictures: one of each text that the model was not trained on, (N, 3, H, W) in [0, 1].
+        model: the model whose gradients are scored.
+        texts: N different texts.
+        pictures: one picture of each text, (N, 3, H, W) in [0, 1]. The model must not have been
+            trained on them.
         seed: of the blobs.
 
     Raises:
@@ -177,7 +183,15 @@ def judged_score(
     batch: int = 50,
     seed: int = 0,
 ) -> Tensor:
-    """Return the PAG score by a judge, (N,): `judged_alignment` at blobs of this side, one a text.
+    """Return the PAG score by a judge, (N,): `judged_alignment` at one of the `blobs` per text.
+
+    Args:
+        model: the model whose gradients are scored.
+        judge: an independent model.
+        texts: N texts.
+        side: of the blobs, in pixels.
+        batch: number of texts scored at once.
+        seed: of the blobs and of the random directions.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.

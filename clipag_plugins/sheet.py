@@ -1,28 +1,34 @@
-"""Pictures in rows and columns under their titles."""
+"""Arrange pictures in a titled grid."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN, LINE, FONT = 6, 18, 13
+MARGIN, TITLE_HEIGHT, FONT_SIZE = 6, 18, 13  # pixels
 
 
 def sheet(
     rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], names: Sequence[str]
 ) -> Image.Image:
-    """Arrange rows of pictures of one size, with a title over each column and row."""
+    """Return one picture of rows of equally large pictures, with a title above each column and row.
+
+    There are as many `names` as rows, and as many `columns` as pictures in a row.
+    """
     width, height = rows[0][0].size
     canvas = Image.new(
         "RGB",
-        (len(columns) * (width + MARGIN) + MARGIN, LINE + len(rows) * (LINE + height + MARGIN)),
+        (
+            len(columns) * (width + MARGIN) + MARGIN,
+            TITLE_HEIGHT + len(rows) * (TITLE_HEIGHT + height + MARGIN),
+        ),
         "white",
     )
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     for j, title in enumerate(columns):
         draw.text((MARGIN + j * (width + MARGIN), 1), title, "black", font)
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-        top = LINE + i * (LINE + height + MARGIN)
+        top = TITLE_HEIGHT + i * (TITLE_HEIGHT + height + MARGIN)
         draw.text((MARGIN, top + 1), name, "dimgray", font)
         for j, picture in enumerate(row):
-            canvas.paste(picture, (MARGIN + j * (width + MARGIN), top + LINE))
+            canvas.paste(picture, (MARGIN + j * (width + MARGIN), top + TITLE_HEIGHT))
     return canvas

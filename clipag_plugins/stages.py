@@ -1,4 +1,4 @@
-"""The stages of an image tower, whatever its kind: whose features one may look at."""
+"""The stages of an image tower of any known architecture, and their outputs as feature maps."""
 
 import math
 from collections.abc import Callable
@@ -11,33 +11,33 @@ from .errors import ClipagError
 from .mini import Block, MiniImageTower
 from .vit import VisionTransformer
 
-Maps = Callable[[Tensor], Tensor]
+ToMaps = Callable[[Tensor], Tensor]  # turns the output of a stage into maps (B, C, h, w)
 
 
-def stages(visual: Any) -> tuple[list[nn.Module], Maps]:
-    """Return a tower's stages or blocks, first to last, and what makes maps of their outputs.
+def stages(visual: Any) -> tuple[list[nn.Module], ToMaps]:
+    """Return the stages or blocks of an image tower in order, and how to turn outputs into maps.
 
-    The maps are (B, C, h, w): of a transformer's tokens, those of patches alone.
+    The second value is a function that maps the output of a stage to feature maps (B, C, h, w). For
+    a transformer they hold the patch tokens only.
 
     Raises:
-        ClipagError: the tower is of a kind whose stages are not known here.
+        ClipagError: the stages of this architecture are unknown.
     """
     tower: Any = visual
-    while isinstance(tower, ImageTower):  # a smoothed tower holds another
+    while isinstance(tower, ImageTower):  # a smoothed tower wraps another wrapper
         tower = tower.tower
-    trunk: Any = getattr(tower, "trunk", None)  # timm's
+    trunk: Any = getattr(tower, "trunk", None)  # of a timm model in open_clip
     if isinstance(tower, MiniImageTower):
         layers = list(tower.layers)
-        # The last block of each stage.
-        ends: list[nn.Module] = [
-            a
-            for a, b in zip(layers, [*layers[1:], None], strict=True)
-            if isinstance(a, Block) and not isinstance(b, Block)
+        last_blocks: list[nn.Module] = [
+            layer
+            for layer, following in zip(layers, [*layers[1:], None], strict=True)
+            if isinstance(layer, Block) and not isinstance(following, Block)
         ]
-        return ends, lambda x: x
-    if isinstance(tower, VisionTransformer):  # ours are (length, batch, width)
+        return last_blocks, lambda x: x
+    if isinstance(tower, VisionTransformer):  # its tokens are (length, batch, width)
         return list(tower.transformer.resblocks), lambda x: _grid(x.transpose(0, 1), 1)
-    if hasattr(tower, "transformer"):  # open_clip's own, batch first
+    if hasattr(tower, "transformer"):  # open_clip's tokens are (batch, length, width)
         return list(tower.transformer.resblocks), lambda x: _grid(x, 1)
     if hasattr(tower, "layer4"):  # OpenAI's ResNets
         return [tower.layer1, tower.layer2, tower.layer3, tower.layer4], lambda x: x
@@ -45,11 +45,11 @@ def stages(visual: Any) -> tuple[list[nn.Module], Maps]:
         return list(trunk.stages), lambda x: x
     if hasattr(trunk, "blocks") and hasattr(trunk, "num_prefix_tokens"):
         return list(trunk.blocks), lambda x: _grid(x, trunk.num_prefix_tokens)
-    raise ClipagError(f"It is not known where {type(tower).__name__} keeps its features.")
+    raise ClipagError(f"The stages of the image tower {type(tower).__name__} are unknown.")
 
 
 def _grid(tokens: Tensor, extra: int) -> Tensor:
-    """Turn tokens (B, extra + h·w, C) into maps (B, C, h, w)."""
+    """Turn tokens (B, extra + h · w, C) of a square grid into maps (B, C, h, w)."""
     side = math.isqrt(tokens.shape[1] - extra)
     maps: Tensor = tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
     return maps

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import clipag_plugins as clip
 from clipag_plugins.attack import Linf, attack
-from clipag_plugins.explain import contrast_targets, heat_maps, over
+from clipag_plugins.explain import contrast_targets, heat_maps, overlay
 from clipag_plugins.pictures import read_square, to_pil
 from clipag_plugins.sheet import sheet
 
@@ -23,6 +23,6 @@ for name in MODELS:
     row = []
     for seen in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
         (heat,) = heat_maps(model, seen, contrast_targets(model, [TEXT]))
-        row += [to_pil(seen[0]), over(seen[0], heat)]
+        row += [to_pil(seen[0]), overlay(seen[0], heat)]
     rows.append(row)
 sheet(rows, ["picture", "HiResCAM", "attacked", "HiResCAM"], MODELS).save("explain.png")

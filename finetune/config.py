@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from clipag_plugins.arguments import fraction
-from clipag_plugins.attack import NORMS, ThreatModel
+from clipag_plugins.attack import THREAT_MODELS, ThreatModel
 from clipag_plugins.errors import ClipagError
 
 if sys.version_info >= (3, 11):
@@ -49,7 +49,7 @@ class Threat:
         steps = self.attack_steps if attack_steps is None else attack_steps
         keep = self.step_size and steps == self.attack_steps
         length = self.step_size if keep else 2 * self.eps / max(1, steps)
-        return NORMS[self.norm](self.eps, steps, length)
+        return THREAT_MODELS[self.norm](self.eps, steps, length)
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def check(config: Config) -> None:
         raise ClipagError("There is no [[data]]: name at least one source of pictures.")
     _choice("objective", config.objective, OBJECTIVES)
     _choice("precision", config.precision, ("auto", "float32", "bfloat16"))
-    _choice("threat.norm", config.threat.norm, tuple(NORMS))
+    _choice("threat.norm", config.threat.norm, tuple(THREAT_MODELS))
     held_out = [config.validation] if config.validation.kind else []
     for source in [*config.data, *held_out]:
         _choice("data.kind", source.kind, KINDS)

@@ -203,7 +203,7 @@ def train(config: Config, out: Path, device: torch.device) -> Path:
         # float16's range would need the loss scaled
         fast = precision.choose("auto", tower) == torch.bfloat16
         run.precision = processes.gather("bfloat16" if fast else "float32")[0]
-    dtype = precision.PRECISIONS[run.precision]
+    dtype = precision.DTYPES[run.precision]
     learner = tower
     if config.compile:
         tower.compile()

@@ -769,7 +769,7 @@ def test_a_stopped_run_saves_its_last_update(shards, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 143, shown + rest
-    assert said == "clipag: interrupted; the same command goes on from run.\n"
+    assert said == "clipag: interrupted; the same command continues from run.\n"
     assert "Traceback" not in rest
     (saved,) = (tmp_path / "run").glob("*.pt")
     assert int(saved.stem) >= 3

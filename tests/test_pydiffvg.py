@@ -144,7 +144,7 @@ def test_a_real_pydiffvg_is_used_unless_asked_otherwise(tmp_path, monkeypatch, c
     assert "import pydiffvg gives clipag_plugins" in capsys.readouterr().err
     shims.uninstall()
     assert importlib.import_module("pydiffvg").Path == "the real one"
-    with pytest.raises(ClipagError, match="pydiffvg is 'theirs'"):
+    with pytest.raises(ClipagError, match="`pydiffvg` is 'theirs'"):
         shims.install(pydiffvg="theirs")
 
 

@@ -1,8 +1,9 @@
-"""clipag bench: how fast the guide is."""
+"""`clipag bench`: time the guide."""
 
 import argparse
 from pathlib import Path
 
+from ..defaults import BENCH_MODELS, BENCH_ROUNDS, BENCH_VIEWS
 from ..errors import ClipagError
 from ..files import require_writable_folder
 from .options import DEVICE_HELP, Commands, choose_device, command
@@ -16,32 +17,45 @@ examples:
 
 
 def add(commands: Commands) -> None:
-    """Describe `clipag bench`."""
+    """Add `clipag bench`."""
     bench = command(
-        commands, "bench", "time the guide beside open_clip and clip-anytorch", EXAMPLES
+        commands, "bench", "time the guide next to open_clip and clip-anytorch", EXAMPLES
     )
     bench.set_defaults(run=_run)
     add = bench.add_argument
-    add("--models", nargs="+", metavar="NAME", help="embedded, or an open_clip architecture")
-    add("--views", type=int, nargs="+", metavar="N", help="views of one look (default: 1 8 32 64)")
-    add("--rounds", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    add(
+        "--models",
+        nargs="+",
+        default=BENCH_MODELS,
+        metavar="NAME",
+        help=f"embedded models, or architectures of open_clip (default: {' '.join(BENCH_MODELS)})",
+    )
+    add(
+        "--views",
+        type=int,
+        nargs="+",
+        default=BENCH_VIEWS,
+        metavar="N",
+        help=f"numbers of views (default: {' '.join(map(str, BENCH_VIEWS))})",
+    )
+    add(
+        "--rounds",
+        type=int,
+        default=BENCH_ROUNDS,
+        help="timings of which the median counts (default: %(default)s)",
+    )
     add("--device", help=DEVICE_HELP)
-    add("--out", type=Path, metavar="FILE.json", help="keep the figures")
+    add("--out", type=Path, metavar="FILE.json", help="where to write the figures")
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.out is not None:
         require_writable_folder(options.out.parent)
-    for option, numbers in (("--rounds", [options.rounds]), ("--views", options.views or [])):
-        if min(numbers, default=1) < 1:
-            raise ClipagError(f"{option} is {min(numbers)}: it must be at least 1.")
+    for option, number in (("rounds", options.rounds), ("views", min(options.views))):
+        if number < 1:
+            raise ClipagError(f"`{option}` is {number}: it must be at least 1.")
     from .. import bench
 
-    bench.main(
-        options.models or bench.MODELS,
-        options.views or bench.VIEWS,
-        options.rounds,
-        choose_device(options.device),
-        options.out,
-    )
+    device = choose_device(options.device)
+    bench.main(options.models, options.views, options.rounds, device, options.out)
     return 0

@@ -1,9 +1,9 @@
-"""clipag explain and clipag pag: what a model sees in a picture."""
+"""`clipag explain` and `clipag pag`: show what a model sees in a picture."""
 
 import argparse
 from pathlib import Path
 
-from ..defaults import SAMPLES, SIGMA
+from ..defaults import HEAT_MAP_METHOD, HEAT_MAP_METHODS, SAMPLES, SIDE, SIGMA
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
 from .options import (
@@ -23,38 +23,40 @@ examples:
   clipag explain cat.jpg "a cat" --models vanilla:ViT-B-32-laion2B ViT-B/32 --out heat.png
   clipag explain cat.jpg "a cat" --norm l2 --eps 3
 
-the maps and their colours need pip install 'clipag-plugins[explain]'.
+Needs pip install 'clipag-plugins[explain]'.
 """
 PAG_EXAMPLES = """\
 examples:
-  clipag pag cat.jpg "a dog"                        vanilla, smoothed, CLIPAG: Figure 3
+  clipag pag cat.jpg "a dog"                        vanilla, smoothed and CLIPAG, as Figure 3
   clipag pag cat.jpg "a dog" "a pirate" --sigma 0.25 --samples 64
   clipag pag cat.jpg "a dog" --models vanilla:ViT-B-32-laion2B ViT-B/32
 """
 
 
 def add(commands: Commands) -> None:
-    """Describe `clipag explain` and `clipag pag`."""
+    """Add `clipag explain` and `clipag pag`."""
     explain = command(
-        commands, "explain", "show where models look, clean and attacked", EXPLAIN_EXAMPLES
+        commands, "explain", "show where models look, with and without an attack", EXPLAIN_EXAMPLES
     )
     explain.set_defaults(run=_explain)
     explain.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
-    explain.add_argument("text", metavar="TEXT", help="what to look for in it")
+    explain.add_argument("text", metavar="TEXT", help="what to look for in the picture")
     add = explain.add_argument
     add(
         "--method",
-        choices=["gradcam", "gradcam++", "hirescam", "layercam", "grad", "smoothgrad"],
-        default="hirescam",
+        choices=HEAT_MAP_METHODS,
+        default=HEAT_MAP_METHOD,
         help="how a heat map is made (default: %(default)s)",
     )
     add_threat_model(explain)
     _add_shared(explain)
 
-    pag = command(commands, "pag", "show models' input gradients, as Figure 3 does", PAG_EXAMPLES)
+    pag = command(commands, "pag", "show models' input gradients, as in Figure 3", PAG_EXAMPLES)
     pag.set_defaults(run=_pag)
     pag.add_argument("image", type=Path, metavar="IMAGE", help="a picture")
-    pag.add_argument("texts", nargs="+", metavar="TEXT", help="what it should become; a row each")
+    pag.add_argument(
+        "texts", nargs="+", metavar="TEXT", help="what the picture should become; each gives a row"
+    )
     add = pag.add_argument
     add(
         "--sigma",
@@ -62,7 +64,12 @@ def add(commands: Commands) -> None:
         default=SIGMA,
         help="noise of the smoothed model, for pixels in [0, 1] (default: %(default)s)",
     )
-    add("--samples", type=int, default=SAMPLES, help="noisy copies (default: %(default)s)")
+    add(
+        "--samples",
+        type=int,
+        default=SAMPLES,
+        help="noisy copies of the picture (default: %(default)s)",
+    )
     _add_shared(pag)
 
 
@@ -70,19 +77,19 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_models(parser)
     add("--seed", type=seed_number, default=0, help="of all random numbers (default: %(default)s)")
-    add("--size", type=int, default=224, help="side of a picture in pixels (default: %(default)s)")
+    add("--size", type=int, default=SIDE, help="side of a picture in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)
     add("--out", type=Path, help="the .png to write")
 
 
 def _explain(options: argparse.Namespace) -> int:
-    named = [(f"explain {options.text}", options.seed)]
-    (path,) = output_paths(named, options.out, ".png", [options.image])
+    drawing = (f"explain {options.text}", options.seed)
+    (path,) = output_paths([drawing], options.out, ".png", [options.image])
 
     import torch
 
     from ..attack import attack
-    from ..explain import contrast_targets, heat_maps, over
+    from ..explain import contrast_targets, heat_maps, overlay
     from ..hub import load_model
     from ..pictures import read_square, save_png, to_pil
     from ..sheet import sheet
@@ -95,14 +102,17 @@ def _explain(options: argparse.Namespace) -> int:
         model = load_model(name, device)
         generator = torch.Generator().manual_seed(options.seed)
         attacked = attack(model, image, options.text, threat, generator=generator)
-        both = torch.cat([image, attacked])
+        images = torch.cat([image, attacked])
         targets = contrast_targets(model, [options.text]) * 2
-        heat = heat_maps(model, both, targets, options.method)
-        clean, fooled = (over(x, h) for x, h in zip(both, heat, strict=True))
-        rows.append([to_pil(image[0]), clean, to_pil(attacked[0]), fooled])
+        row = []
+        for pixels, heat in zip(
+            images, heat_maps(model, images, targets, options.method), strict=True
+        ):
+            row += [to_pil(pixels), overlay(pixels, heat)]
+        rows.append(row)
         names.append(f"{model.name}: {options.text}")
     columns = ["picture", options.method, "attacked", f"{options.method}, attacked"]
-    facts = {
+    metadata = {
         "prompt": options.text,
         "models": ", ".join(options.models),
         "method": options.method,
@@ -110,18 +120,18 @@ def _explain(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "Software": "clipag-plugins",
     }
-    save_png(sheet(rows, columns, names), path, facts)
+    save_png(sheet(rows, columns, names), path, metadata)
     print(path)
     return 0
 
 
 def _pag(options: argparse.Namespace) -> int:
-    named = [(f"pag {options.texts[0]}", options.seed)]
-    (path,) = output_paths(named, options.out, ".png", [options.image])
+    drawing = (f"pag {options.texts[0]}", options.seed)
+    (path,) = output_paths([drawing], options.out, ".png", [options.image])
     if len(options.models) != 2:
         raise ClipagError(
-            f"--models names {len(options.models)}: give the vanilla model, which is also smoothed,"
-            " and the robust one."
+            f"`models` names {len(options.models)}: give two, the vanilla model (which is also "
+            "smoothed) and the robust one."
         )
 
     from ..hub import load_model
@@ -143,7 +153,7 @@ def _pag(options: argparse.Namespace) -> int:
             row.append(to_pil(gradient_images(gradient)[0]))
         rows.append(row)
     columns = ["picture", vanilla.name, f"{vanilla.name}, smoothed", robust.name]
-    facts = {
+    metadata = {
         "prompt": "; ".join(options.texts),
         "models": ", ".join(options.models),
         "sigma": options.sigma,
@@ -151,6 +161,6 @@ def _pag(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "Software": "clipag-plugins",
     }
-    save_png(sheet(rows, columns, options.texts), path, facts)
+    save_png(sheet(rows, columns, options.texts), path, metadata)
     print(path)
     return 0

@@ -1,8 +1,9 @@
-"""clipag run: somebody's script, as it is."""
+"""`clipag run`: run an unmodified script with CLIPAG as its CLIP."""
 
 import argparse
 from pathlib import Path
 
+from ..defaults import MODEL
 from .options import Commands, command
 
 EXAMPLES = """\
@@ -11,29 +12,30 @@ examples:
   clipag run --device cpu train_CLIPstyler.py --text "a watercolor"    where there is no GPU
   clipag run --model CLIPAG_ViTB32.pt generate.py -p "a red apple"     the authors' weights
   clipag run --device cpu CLIP_Patch_Detection.ipynb                   a notebook's code cells
-  clipag run --device cpu clipdraw.ipynb                CLIPDraw; pydiffvg is ours if there is none
+  clipag run --device cpu clipdraw.ipynb                CLIPDraw, with our pydiffvg if there is none
 
-clipag's options stand before SCRIPT; all that follows it is the script's own.
+Options of clipag go before SCRIPT; everything after it goes to the script.
 """
 
 
 def add(commands: Commands) -> None:
-    """Describe `clipag run`."""
+    """Add `clipag run`."""
     run = command(
-        commands, "run", "run a CLIP-guided script as it is, with CLIPAG for its CLIP", EXAMPLES
+        commands, "run", "run an unmodified CLIP-guided script with CLIPAG as its CLIP", EXAMPLES
     )
     run.description = (
-        "Run a script written for OpenAI's clip, unchanged: its `import clip` gets CLIPAG, and "
-        "what has gone from its libraries since it was written is put back."
+        "Run an unmodified script written for OpenAI's clip. Its `import clip` gives CLIPAG, and "
+        "what newer versions of its libraries have removed is restored."
     )
     run.set_defaults(run=_run)
     run.add_argument(
         "--model",
-        help="what every clip.load gets: a known model or a weights file (default: clipag-mini)",
+        help="what every clip.load returns: a known model or a weights file (default: %(default)s)",
+        default=MODEL,
     )
-    run.add_argument("--device", choices=["cpu"], help="run on the CPU what asks for cuda")
+    run.add_argument("--device", choices=["cpu"], help="run code that asks for cuda on the CPU")
     run.add_argument(
-        "--pydiffvg", choices=["ours"], help="use our pydiffvg even where the real one is installed"
+        "--pydiffvg", choices=["ours"], help="use our pydiffvg even if another is installed"
     )
     run.add_argument("script", type=Path, metavar="SCRIPT", help="a .py file or .ipynb notebook")
     run.add_argument(
@@ -42,10 +44,15 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # Only here: the library imports no integration until it is asked for one.
+    # Imported late: the library loads an integration only when it is used.
     from ..integrations.shims.run import run_script
 
     code: int = run_script(
-        options.script, options.arguments, options.model, options.device, options.pydiffvg
+        options.script,
+        options.arguments,
+        options.model,
+        options.device,
+        options.pydiffvg,
+        no_gpu_hint="run it with --device cpu, before the script's name",
     )
     return code

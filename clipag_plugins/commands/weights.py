@@ -1,4 +1,4 @@
-"""clipag models, pull and convert: weights and where they come from."""
+"""`clipag models`, `clipag pull` and `clipag convert`: weights and where they come from."""
 
 import argparse
 from pathlib import Path
@@ -9,34 +9,41 @@ from .options import Commands, command, need_target
 
 MODELS_EXAMPLES = """\
 examples:
-  clipag models                            names, sizes, and what needs no download any more
-  clipag models ViT-B/32                   where one comes from, its licence, what to cite
+  clipag models                            names, sizes, and what is already downloaded
+  clipag models ViT-B/32                   the origin of one, its licence, what to cite
 """
 PULL_EXAMPLES = """\
 examples:
   clipag pull ViT-B/32                     the authors' CLIPAG
   clipag pull FARE4-ViT-B/16               another robust CLIP
-  clipag pull laion/CLIP-ViT-B-32-laion2B-s34B-b79K       any OpenCLIP repository of the Hub
+  clipag pull laion/CLIP-ViT-B-32-laion2B-s34B-b79K       any OpenCLIP repository on the Hub
 """
 CONVERT_EXAMPLES = """\
 examples:
   clipag convert CLIPAG_ViTB32.pt          writes CLIPAG_ViTB32.safetensors
-  clipag convert ViT-B-32.pt --out openai.safetensors     OpenAI's TorchScript files too
+  clipag convert ViT-B-32.pt --out openai.safetensors     also reads OpenAI's TorchScript files
 """
 
 
 def add(commands: Commands) -> None:
-    """Describe `clipag models`, `clipag pull` and `clipag convert`."""
-    models = command(commands, "models", "list the models that have a name", MODELS_EXAMPLES)
+    """Add `clipag models`, `clipag pull` and `clipag convert`."""
+    models = command(commands, "models", "list the known models", MODELS_EXAMPLES)
     models.set_defaults(run=_models)
-    models.add_argument("name", nargs="?", metavar="NAME", help="say all about this one")
+    models.add_argument("name", nargs="?", metavar="NAME", help="show all about this model")
     pull = command(commands, "pull", "download a model's weights", PULL_EXAMPLES)
     pull.set_defaults(run=_pull)
     pull.add_argument("name", metavar="NAME", help="a known model, or OWNER/NAME on the Hub")
     convert = command(commands, "convert", "rewrite a checkpoint as .safetensors", CONVERT_EXAMPLES)
     convert.set_defaults(run=_convert)
-    convert.add_argument("file", type=Path, metavar="FILE.pt", help="what to read; no code is run")
-    convert.add_argument("--out", type=Path, metavar="FILE.safetensors", help="what to write")
+    convert.add_argument(
+        "file", type=Path, metavar="FILE.pt", help="the checkpoint; its code is not run"
+    )
+    convert.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="where to write (default: FILE.safetensors)",
+    )
 
 
 def _models(options: argparse.Namespace) -> int:
@@ -56,11 +63,11 @@ def _models(options: argparse.Namespace) -> int:
         return 0
     if options.name not in registry.MODELS:
         raise ClipagError(
-            f"There is no model {options.name!r}; known are {', '.join(registry.MODELS)}."
+            f"There is no model {options.name!r}; choose from {', '.join(registry.MODELS)}."
         )
     source = registry.MODELS[options.name]
-    for fact in ("place", "address", "architecture", "threat_model", "licence", "citation"):
-        print(f"{fact.replace('_', ' ')}: {getattr(source, fact)}")
+    for field in ("place", "address", "architecture", "threat_model", "licence", "citation"):
+        print(f"{field.replace('_', ' ')}: {getattr(source, field)}")
     return 0
 
 
@@ -68,8 +75,8 @@ def _pull(options: argparse.Namespace) -> int:
     from .. import hub
     from ..integrations.vqgan import weights
 
-    known = options.name in weights.VQGANS
-    print(weights.pull_vqgan(options.name) if known else hub.pull(options.name))
+    pull = weights.pull_vqgan if options.name in weights.VQGANS else hub.pull
+    print(pull(options.name))
     return 0
 
 
@@ -78,7 +85,9 @@ def _convert(options: argparse.Namespace) -> int:
     if not options.file.is_file():
         raise ClipagError(f"There is no file {options.file}: name a checkpoint.")
     if out.suffix != ".safetensors":
-        raise ClipagError(f"--out {out} does not end in .safetensors, which is what is written.")
+        raise ClipagError(
+            f"--out {out} does not end in .safetensors, the only format that is written."
+        )
     require_writable_folder(out.parent)
     need_target(out, [options.file])
 

@@ -1,4 +1,4 @@
-"""Run CLIP-guided scripts of 2021 and 2022 as they are: `install()`, then run them."""
+"""Run CLIP-guided scripts of 2021 and 2022 unchanged: call `install()`, then run them."""
 
 from clipag_plugins.integrations.shims.redirect import install, uninstall
 

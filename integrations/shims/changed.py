@@ -1,7 +1,7 @@
-"""What scripts of 2021 call in a way that libraries no longer accept.
+"""Calls in scripts of 2021 that newer libraries no longer accept.
 
-Keywords that were renamed, then functions that were removed from classes or became stricter.
-As in `rot`, each says what it did the first time that a script needs it.
+Keywords that were renamed or dropped, methods that were removed from classes, and functions that
+became stricter. As in `removed`, each patch is reported the first time a script depends on it.
 """
 
 import codecs
@@ -18,59 +18,63 @@ from clipag_plugins.integrations.shims.patching import Patches
 
 
 def patch(patches: Patches) -> None:
-    """Put all of it in force."""
-    patches.after_import({name: partial(fix, patches) for name, fix in CHANGED.items()})
+    """Apply all patches of `CHANGED_MODULES`."""
+    patches.after_import({name: partial(fix, patches) for name, fix in CHANGED_MODULES.items()})
 
 
-# Keywords that functions and classes no longer take: what each is called now, or None if nothing.
-_NOT_VERBOSE: dict[str, str | None] = {"verbose": None}
-RENAMED: dict[str, dict[str, dict[str, str | None]]] = {
+# For each function or class: the keywords it no longer takes, and their new names, or None for a
+# keyword that was dropped.
+_NO_VERBOSE: dict[str, str | None] = {"verbose": None}
+RENAMED_KEYWORDS: dict[str, dict[str, dict[str, str | None]]] = {
     "torchvision.utils": {"make_grid": {"range": "value_range"}},
     "torchvision.transforms.transforms": {
         "RandomAffine": {"fillcolor": "fill", "resample": "interpolation"},
         "RandomRotation": {"resample": "interpolation"},
     },
     "torch.optim.lr_scheduler": {
-        "ReduceLROnPlateau": _NOT_VERBOSE,
-        "StepLR": _NOT_VERBOSE,
-        "MultiStepLR": _NOT_VERBOSE,
-        "LambdaLR": _NOT_VERBOSE,
-        "ExponentialLR": _NOT_VERBOSE,
-        "CosineAnnealingLR": _NOT_VERBOSE,
+        "ReduceLROnPlateau": _NO_VERBOSE,
+        "StepLR": _NO_VERBOSE,
+        "MultiStepLR": _NO_VERBOSE,
+        "LambdaLR": _NO_VERBOSE,
+        "ExponentialLR": _NO_VERBOSE,
+        "CosineAnnealingLR": _NO_VERBOSE,
     },
 }
 
 
-def _renamed(patches: Patches, module: ModuleType) -> None:
-    for name, keywords in RENAMED[module.__name__].items():
-        owner: Any = getattr(module, name)
-        if isinstance(owner, type):
-            patches.set(
-                owner, "__init__", _taking(patches, name, vars(owner)["__init__"], keywords)
-            )
+def _patch_keywords(patches: Patches, module: ModuleType) -> None:
+    for name, keywords in RENAMED_KEYWORDS[module.__name__].items():
+        target: Any = getattr(module, name)
+        if isinstance(target, type):
+            constructor = _accept_old_keywords(patches, name, vars(target)["__init__"], keywords)
+            patches.set(target, "__init__", constructor)
         else:
-            patches.set(module, name, _taking(patches, name, owner, keywords))
+            patches.set(module, name, _accept_old_keywords(patches, name, target, keywords))
 
 
-def _taking(patches: Patches, name: str, real: Any, keywords: dict[str, str | None]) -> Any:
-    """Wrap `real` so that it takes the keywords it took before, unless it still does."""
-    gone = {old: new for old, new in keywords.items() if old not in signature(real).parameters}
+def _accept_old_keywords(
+    patches: Patches, name: str, function: Any, keywords: dict[str, str | None]
+) -> Any:
+    """Wrap a function so that it accepts those of the old keywords that it no longer takes."""
+    parameters = signature(function).parameters
+    old_keywords = {old: new for old, new in keywords.items() if old not in parameters}
 
-    @wraps(real)
-    def take(*arguments: Any, **options: Any) -> Any:
-        for old in gone.keys() & options.keys():
-            value, new = options.pop(old), gone[old]
-            patches.say(f"{name} takes no {old}= any more: {f'gave {new}=' if new else 'dropped'}")
+    @wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        for old in old_keywords.keys() & options.keys():
+            value, new = options.pop(old), old_keywords[old]
+            replacement = f"passed as {new}=" if new else "ignored"
+            patches.report(f"{name} no longer takes {old}=: {replacement}")
             if new is not None:
                 options[new] = value
-        return real(*arguments, **options)
+        return function(*arguments, **options)
 
-    return take
+    return call
 
 
-def _font(patches: Patches, module: ModuleType) -> None:
+def _patch_image_font(patches: Patches, module: ModuleType) -> None:
     def getsize(self: Any, text: str) -> tuple[int, int]:
-        patches.say("ImageFont's getsize is gone: measured with getbbox")
+        patches.report("ImageFont's getsize was removed: using getbbox")
         left, top, right, bottom = self.getbbox(text)
         return int(right - left), int(bottom - top)
 
@@ -80,31 +84,31 @@ def _font(patches: Patches, module: ModuleType) -> None:
             patches.set(font, "getsize", getsize)
 
 
-def _draw(patches: Patches, module: ModuleType) -> None:
+def _patch_image_draw(patches: Patches, module: ModuleType) -> None:
     def textsize(self: Any, text: str, font: Any = None) -> tuple[int, int]:
-        patches.say("ImageDraw's textsize is gone: measured with textbbox")
+        patches.report("ImageDraw's textsize was removed: using textbbox")
         left, top, right, bottom = self.textbbox((0, 0), text, font)
         return int(right - left), int(bottom - top)
 
-    draw: Any = module.ImageDraw  # the class, in the module of the same name
+    draw: Any = module.ImageDraw  # the class, which has the name of its module
     if not hasattr(draw, "textsize"):
         patches.set(draw, "textsize", textsize)
 
 
-def _yaml(patches: Patches, module: ModuleType) -> None:
+def _patch_yaml(patches: Patches, module: ModuleType) -> None:
     real: Any = module.load
 
     @wraps(real)
     def load(stream: Any, Loader: Any = None) -> Any:
         if Loader is None:
-            patches.say("yaml.load needs a Loader now: read with SafeLoader")
+            patches.report("yaml.load now requires a Loader: using SafeLoader")
             Loader = module.SafeLoader
         return real(stream, Loader)
 
     patches.set(module, "load", load)
 
 
-def _torch(patches: Patches, module: ModuleType) -> None:
+def _patch_torch_load(patches: Patches, module: ModuleType) -> None:
     """Let torch.load read checkpoints that hold more than tensors, without running their code."""
     real: Any = module.load
     serialization: Any = module.serialization
@@ -115,23 +119,23 @@ def _torch(patches: Patches, module: ModuleType) -> None:
             return real(f, *arguments, **options)
         except UnpicklingError:
             if "weights_only" in options or not hasattr(serialization, "safe_globals"):
-                raise  # asked for by the script, or a torch of before all this
+                raise  # the script asked for it, or this torch has no safe_globals
             from clipag_plugins.untrusted import empty_class
 
             try:
-                names = serialization.get_unsafe_globals_in_checkpoint(_rewound(f))
+                names = serialization.get_unsafe_globals_in_checkpoint(_rewind(f))
             except ValueError:
-                names = []  # a file of before torch 1.6, which torch cannot look into
-            known = _data_classes()
-            stand_ins = {name: empty_class(name) for name in names if name not in known}
-            allowed = [(kind, name) for name, kind in {**known, **stand_ins}.items()]
+                names = []  # torch cannot inspect files written before torch 1.6
+            data_classes = _data_classes()
+            empty_classes = {name: empty_class(name) for name in names if name not in data_classes}
+            allowed = [(kind, name) for name, kind in {**data_classes, **empty_classes}.items()]
             with serialization.safe_globals(allowed):
-                loaded = real(_rewound(f), *arguments, **options)
-            if not names or type(loaded) in stand_ins.values():
-                raise  # nothing of use was read
-        if stand_ins:
-            patches.say(
-                f"torch.load no longer unpickles {', '.join(stand_ins)}: those parts of "
+                loaded = real(_rewind(f), *arguments, **options)
+            if not names or type(loaded) in empty_classes.values():
+                raise  # nothing useful was read
+        if empty_classes:
+            patches.report(
+                f"torch.load no longer unpickles {', '.join(empty_classes)}: those parts of "
                 f"{getattr(f, 'name', f)} were left empty, the tensors were read"
             )
         return loaded
@@ -139,30 +143,30 @@ def _torch(patches: Patches, module: ModuleType) -> None:
     patches.set(module, "load", load)
 
 
-def _rewound(f: Any) -> Any:
-    """Return what torch.load was given, a path or an open file, to be read from its start."""
+def _rewind(f: Any) -> Any:
+    """Return torch.load's first argument, a path or an open file, ready to be read again."""
     if hasattr(f, "seek"):
         f.seek(0)
     return f
 
 
 def _data_classes() -> dict[str, Any]:
-    """Name what checkpoints hold besides tensors that is only data: arrays and options."""
+    """Return the classes of harmless data in checkpoints (arrays, options), by pickled name."""
     import numpy as np
 
     array = np.zeros(1).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     kinds: list[Any] = [Namespace, np.ndarray, np.dtype, array, scalar]
     kinds += [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
-    named = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
-    # numpy 2 moved these; files remember where they were when they were written.
-    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        named |= {f"{home}._reconstruct": array, f"{home}.scalar": scalar}
-    return {**named, "_codecs.encode": codecs.encode}
+    by_name = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in kinds}
+    # numpy 2 moved these; files hold the module's name at the time of writing.
+    for source in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        by_name |= {f"{source}._reconstruct": array, f"{source}.scalar": scalar}
+    return {**by_name, "_codecs.encode": codecs.encode}
 
 
-def _torch_hub(patches: Patches, module: ModuleType) -> None:
-    """Say where a file belongs when it cannot be downloaded."""
+def _patch_torch_hub(patches: Patches, module: ModuleType) -> None:
+    """If a download fails, say where to put the file by hand."""
     real: Any = module.download_url_to_file
 
     @wraps(real)
@@ -171,45 +175,47 @@ def _torch_hub(patches: Patches, module: ModuleType) -> None:
             real(url, dst, *arguments, **options)
         except OSError as error:
             raise ClipagError(
-                f"{url} cannot be downloaded here ({getattr(error, 'reason', error)}): fetch it "
-                f"on another machine and put it at {dst}."
+                f"{url} cannot be downloaded ({getattr(error, 'reason', error)}): fetch it on "
+                f"another machine and put it at {dst}."
             ) from None
 
     patches.set(module, "download_url_to_file", download)
 
 
-def _taming_loss(patches: Patches, module: ModuleType) -> None:
-    """Spare scripts that only draw with a VQGAN the half gigabyte that training one needs."""
+def _patch_taming_loss(patches: Patches, module: ModuleType) -> None:
+    """Load taming's LPIPS only when it is called: half a gigabyte that only training needs."""
     import torch
 
     real: Any = module.LPIPS
 
-    class LPIPS(torch.nn.Module):
+    class LazyLPIPS(torch.nn.Module):
         def forward(self, *images: Any) -> Any:
             if not hasattr(self, "real"):
                 self.real = real().eval().to(images[0].device)
             return self.real(*images)
 
     def make(*arguments: Any, **options: Any) -> torch.nn.Module:
-        patches.say("taming's LPIPS loss waits with its VGG16 weights until something trains")
-        return LPIPS()
+        patches.report("taming's LPIPS loss loads its VGG16 weights only for training")
+        return LazyLPIPS()
 
     patches.set(module, "LPIPS", make)
 
 
-def _taming_models(patches: Patches, module: ModuleType) -> None:
-    """Give the oldest build of taming-transformers the model that the later ones have."""
+def _patch_taming_models(patches: Patches, module: ModuleType) -> None:
+    """Add GumbelVQ to the oldest build of taming-transformers, which lacks it."""
     if not hasattr(module, "GumbelVQ"):
-        patches.put_back(module, {"GumbelVQ": "clipag_plugins.integrations.gumbel:GumbelVQ"})
+        patches.restore_names(
+            module, {"GumbelVQ": "clipag_plugins.integrations.vqgan.gumbel:GumbelVQ"}
+        )
 
 
-CHANGED: dict[str, Callable[[Patches, ModuleType], None]] = {
-    **dict.fromkeys(RENAMED, _renamed),
-    "PIL.ImageFont": _font,
-    "PIL.ImageDraw": _draw,
-    "yaml": _yaml,
-    "torch": _torch,
-    "torch.hub": _torch_hub,
-    "taming.models.vqgan": _taming_models,
-    "taming.modules.losses.vqperceptual": _taming_loss,
+CHANGED_MODULES: dict[str, Callable[[Patches, ModuleType], None]] = {
+    **dict.fromkeys(RENAMED_KEYWORDS, _patch_keywords),
+    "PIL.ImageFont": _patch_image_font,
+    "PIL.ImageDraw": _patch_image_draw,
+    "yaml": _patch_yaml,
+    "torch": _patch_torch_load,
+    "torch.hub": _patch_torch_hub,
+    "taming.models.vqgan": _patch_taming_models,
+    "taming.modules.losses.vqperceptual": _patch_taming_loss,
 }

@@ -1,13 +1,12 @@
-"""Run code that says "cuda" on the CPU.
+"""Run code that asks for "cuda" on the CPU.
 
-Two things are changed, and why no fewer: almost every way to place a tensor (`.cuda()`,
-`.to("cuda")`, `torch.zeros(…, device=0)`, whole modules) goes through torch's own override
-protocol, so one TorchFunctionMode turns the device round in all of them, C functions included,
-whatever name they were imported under. What never reaches that protocol is replaced by name:
-`torch.device` itself, so that `device.type` is the truth, and a short list of functions
-that ask or tell the driver something.
+Almost every way to place a tensor (`.cuda()`, `.to("cuda")`, `torch.zeros(…, device=0)`, whole
+modules) goes through torch's override protocol. One TorchFunctionMode therefore maps the device in
+all of them, C functions included, under whatever name a script imported them. What bypasses the
+protocol is replaced by name: `torch.device` and `torch.Generator`, so that `device.type` is right,
+and a short list of functions that query or set the driver.
 
-The mode, like all of torch's, holds in the thread that called `install`.
+Like all torch modes, this one applies only in the thread that called `install`.
 """
 
 import re
@@ -25,8 +24,8 @@ _DTYPES = ["Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char"
 _real_device = torch.device
 
 
-def here(value: Any) -> Any:
-    """Return the CPU for anything that names a GPU, and anything else unchanged."""
+def cuda_to_cpu(value: Any) -> Any:
+    """Return the CPU for a value that names a CUDA device, and any other value unchanged."""
     if isinstance(value, str) and _CUDA.fullmatch(value):
         return "cpu"
     if isinstance(value, _real_device) and value.type == "cuda":
@@ -39,7 +38,7 @@ def _is_index(value: Any) -> bool:
 
 
 class OnCpu(TorchFunctionMode):
-    """Turns "cuda" into "cpu" in every call of torch."""
+    """Replaces "cuda" by "cpu" in the arguments of every torch function."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -51,23 +50,21 @@ class OnCpu(TorchFunctionMode):
         if func is torch.Tensor.type and len(args) > 1 and isinstance(args[1], str):
             args = (args[0], args[1].replace("torch.cuda.", "torch."), *args[2:])
         options = {
-            key: "cpu" if key == "device" and _is_index(value) else here(value)
+            key: "cpu" if key == "device" and _is_index(value) else cuda_to_cpu(value)
             for key, value in (kwargs or {}).items()
         }
-        return func(*map(here, args), **options)
+        return func(*map(cuda_to_cpu, args), **options)
 
 
-def _standing_in(real: Any) -> type:
-    """Make a class that passes for `real`, one of torch's final classes, and never means a GPU."""
+def _never_cuda(real: Any) -> type:
+    """Return a substitute for one of torch's final classes that maps CUDA devices to the CPU."""
 
     class Meta(type):
         def __call__(cls, *arguments: Any, **options: Any) -> Any:
-            # Also device("cuda", 1): the CPU has no index.
+            # device("cuda", 1) must lose its index as well: the CPU has none.
             if arguments and (_is_index(arguments[0]) or arguments[0] == "cuda"):
                 return real("cpu")
-            return real(
-                *map(here, arguments), **{key: here(value) for key, value in options.items()}
-            )
+            return _call_on_cpu(real, arguments, options)
 
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, real)
@@ -76,22 +73,24 @@ def _standing_in(real: Any) -> type:
 
 
 def patch(patches: Patches) -> None:
-    """Have this process do on the CPU what its code asks of a GPU."""
+    """Make this process run on the CPU what its code asks of a GPU."""
     patches.enter(OnCpu())
-    patches.set(torch, "device", _standing_in(torch.device))
-    patches.set(torch, "Generator", _standing_in(torch.Generator))
-    patches.set(torch, "set_default_device", _on_cpu(torch.set_default_device))
-    _default_type(patches, torch)
-    _load(patches, torch)
-    _load(patches, torch.jit)
+    patches.set(torch, "device", _never_cuda(torch.device))
+    patches.set(torch, "Generator", _never_cuda(torch.Generator))
+    patches.set(torch, "set_default_device", _map_devices(torch.set_default_device))
+    _patch_default_tensor_type(patches)
+    for module in (torch, torch.jit):
+        _patch_load(patches, module)
 
-    nothing = SimpleNamespace(name="CPU", total_memory=0, major=0, minor=0, multi_processor_count=0)
-    answers = {
+    properties = SimpleNamespace(
+        name="CPU", total_memory=0, major=0, minor=0, multi_processor_count=0
+    )
+    results = {
         "is_available": False,
         "device_count": 0,
         "current_device": 0,
-        "get_device_name": nothing.name,
-        "get_device_properties": nothing,
+        "get_device_name": properties.name,
+        "get_device_properties": properties,
         "get_device_capability": (0, 0),
         "mem_get_info": (0, 0),
         "set_device": None,
@@ -99,40 +98,43 @@ def patch(patches: Patches) -> None:
         "empty_cache": None,
         "is_bf16_supported": False,
     }
-    for name, value in answers.items():
-        patches.set(torch.cuda, name, lambda *_, value=value, **__: value)
+    for name, result in results.items():
+        patches.set(torch.cuda, name, lambda *_, result=result, **__: result)
     for dtype in _DTYPES:
         patches.set(torch.cuda, f"{dtype}Tensor", getattr(torch, f"{dtype}Tensor"))
-    patches.say("--device cpu: whatever asks for cuda gets the CPU")
+    patches.report("device cpu: code that asks for cuda runs on the CPU")
 
 
-def _on_cpu(function: Any) -> Any:
+def _call_on_cpu(function: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    mapped = {key: cuda_to_cpu(value) for key, value in options.items()}
+    return function(*map(cuda_to_cpu, arguments), **mapped)
+
+
+def _map_devices(function: Any) -> Any:
     @wraps(function)
     def on_cpu(*arguments: Any, **options: Any) -> Any:
-        return function(
-            *map(here, arguments), **{key: here(value) for key, value in options.items()}
-        )
+        return _call_on_cpu(function, arguments, options)
 
     return on_cpu
 
 
-def _default_type(patches: Patches, module: ModuleType) -> None:
+def _patch_default_tensor_type(patches: Patches) -> None:
     real = torch.set_default_tensor_type
 
     @wraps(real)
     def set_default_tensor_type(t: Any) -> None:
         real(t.replace("torch.cuda.", "torch.") if isinstance(t, str) else t)
 
-    patches.set(module, "set_default_tensor_type", set_default_tensor_type)
+    patches.set(torch, "set_default_tensor_type", set_default_tensor_type)
 
 
-def _load(patches: Patches, module: Any) -> None:
-    """Read checkpoints that were saved on a GPU, too."""
+def _patch_load(patches: Patches, module: ModuleType) -> None:
+    """Load checkpoints that were saved on a GPU as well."""
     real = module.load
 
     @wraps(real)
     def load(f: Any, map_location: Any = None, *arguments: Any, **options: Any) -> Any:
-        place = "cpu" if map_location is None else here(map_location)
-        return real(f, place, *arguments, **options)
+        location = "cpu" if map_location is None else cuda_to_cpu(map_location)
+        return real(f, location, *arguments, **options)
 
     patches.set(module, "load", load)

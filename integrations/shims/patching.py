@@ -1,4 +1,4 @@
-"""Changes to a running Python that can all be taken back, and that say so when they matter."""
+"""Reversible changes to a running Python, each reported the first time a script depends on it."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,166 +9,175 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-Fill = Callable[[ModuleType], None]
-Make = Callable[[ModuleType], ModuleType]
-_NOTHING = object()
+ModulePatch = Callable[[ModuleType], None]  # changes a module in place
+ModuleFactory = Callable[[ModuleType], ModuleType]  # gets an empty module, returns the one to use
+_ABSENT = object()
 
 
 class Patches:
-    """Patches in force. `undo` takes them back, last first.
+    """The patches in force; `undo` reverts them, last first.
 
-    Nothing is imported for the sake of a patch: a module that is not there yet is patched when
-    the script imports it, and a module that no longer exists is made when the script asks for it.
+    A patch imports nothing by itself. A module that is not imported yet is patched when the script
+    imports it. A module that no longer exists is created when the script imports it.
     """
 
     def __init__(self) -> None:
         self._undo = ExitStack()
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
-    def say(self, text: str) -> None:
-        """Print a line about what was done, the first time only."""
-        if text not in self._said:
-            self._said.add(text)
+    def report(self, text: str) -> None:
+        """Print one line to stderr about a patch that took effect, only the first time."""
+        if text not in self._reported:
+            self._reported.add(text)
             print(f"clipag: {text}.", file=sys.stderr)
 
     def on_undo(self, action: Callable[[], object]) -> None:
-        """Have `action` called by `undo`."""
+        """Register a function for `undo` to call."""
         self._undo.callback(action)
 
     def enter(self, context: AbstractContextManager[Any]) -> None:
-        """Enter a context that `undo` leaves."""
+        """Enter a context, which `undo` exits."""
         self._undo.enter_context(context)
 
     def undo(self) -> None:
-        """Take every patch back."""
+        """Revert every patch."""
         self._undo.close()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute of a module or class."""
-        before = vars(owner).get(name, _NOTHING)
+        before = vars(owner).get(name, _ABSENT)
         setattr(owner, name, value)
         self.on_undo(
-            lambda: delattr(owner, name) if before is _NOTHING else setattr(owner, name, before)
+            lambda: delattr(owner, name) if before is _ABSENT else setattr(owner, name, before)
         )
 
-    def put_back(self, module: ModuleType, names: Mapping[str, Any]) -> None:
-        """Let `module` answer to names it has lost.
+    def restore_names(self, module: ModuleType, names: Mapping[str, Any]) -> None:
+        """Make names available again that `module` no longer has.
 
-        A value "package.module:name" is looked up when, and only when, the script uses the name.
+        Args:
+            module: the module that lost them.
+            names: the value of each name. A string "package.module:name" stands for that name of
+                that module, and is imported only when the script uses it.
         """
-        answer_before = vars(module).get("__getattr__")
+        fallback = vars(module).get("__getattr__")
 
-        def answer(name: str) -> Any:
+        def get_name(name: str) -> Any:
             if name in names:
                 value = names[name]
                 if not isinstance(value, str):
-                    self.say(f"{module.__name__}.{name} is gone: gave one of ours")
+                    self.report(f"{module.__name__}.{name} was removed: using our replacement")
                     return value
-                home, _, attribute = value.partition(":")
-                self.say(f"{module.__name__}.{name} is gone: gave {home}.{attribute}".rstrip("."))
-                found = import_module(home)
-                return getattr(found, attribute) if attribute else found
-            if answer_before is not None:
-                return answer_before(name)
+                source, _, attribute = value.partition(":")
+                self.report(
+                    f"{module.__name__}.{name} was removed: using {source}.{attribute}".rstrip(".")
+                )
+                source_module = import_module(source)
+                return getattr(source_module, attribute) if attribute else source_module
+            if fallback is not None:
+                return fallback(name)
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
-        self.set(module, "__getattr__", answer)
+        self.set(module, "__getattr__", get_name)
 
-    def after_import(self, fills: Mapping[str, Fill]) -> None:
-        """Change modules: now those that are imported, the others as soon as they are."""
-        for name, fill in fills.items():
+    def after_import(self, module_patches: Mapping[str, ModulePatch]) -> None:
+        """Patch modules by name: imported ones now, the others as soon as they are imported."""
+        for name, patch_module in module_patches.items():
             if name in sys.modules:
-                fill(sys.modules[name])
-        self._add_finder(0, _AfterImport(fills))
+                patch_module(sys.modules[name])
+        self._add_finder(0, _PatchingFinder(module_patches))
 
-    def replace_package(self, name: str, make: Make) -> None:
-        """Answer every import of `name`, and of what is below it, with what `make` returns."""
+    def replace_package(self, name: str, make: ModuleFactory) -> None:
+        """Answer every import of the package `name` and its submodules with a module of `make`."""
 
-        def mine(full: str) -> bool:
-            return full == name or full.startswith(f"{name}.")
+        def in_package(fullname: str) -> bool:
+            return fullname == name or fullname.startswith(f"{name}.")
 
-        before = {full: sys.modules.pop(full) for full in list(sys.modules) if mine(full)}
-        self.on_undo(lambda: sys.modules.update(before))
-        self._add_finder(0, _Making(mine, make))
+        replaced = {key: sys.modules.pop(key) for key in list(sys.modules) if in_package(key)}
+        self.on_undo(lambda: sys.modules.update(replaced))
+        self._add_finder(0, _CreatingFinder(in_package, make))
 
-    def stand_in(self, name: str, fill: Fill, text: str) -> None:
-        """Make the module `name`, should it be asked for and be found nowhere; then say `text`."""
+    def provide_module(self, name: str, fill: ModulePatch, text: str) -> None:
+        """If no module `name` exists when a script imports it, create it and report `text`.
+
+        `fill` puts the contents into the new module.
+        """
 
         def make(module: ModuleType) -> ModuleType:
             fill(module)
-            self.say(text)
+            self.report(text)
             return module
 
-        self._add_finder(len(sys.meta_path), _Making(lambda full: full == name, make))
+        finder = _CreatingFinder(lambda fullname: fullname == name, make)
+        self._add_finder(len(sys.meta_path), finder)
 
-    def _add_finder(self, place: int, finder: "_AfterImport | _Making") -> None:
-        sys.meta_path.insert(place, finder)
+    def _add_finder(self, position: int, finder: "_PatchingFinder | _CreatingFinder") -> None:
+        sys.meta_path.insert(position, finder)
         self.on_undo(finder.forget)
 
         def remove() -> None:
-            if finder in sys.meta_path:  # others may have changed the list, too
+            if finder in sys.meta_path:  # other code may have changed the list too
                 sys.meta_path.remove(finder)
 
         self.on_undo(remove)
 
 
-class _Making(MetaPathFinder, Loader):
-    """Finds modules that are in no file, and makes them."""
+class _CreatingFinder(MetaPathFinder, Loader):
+    """Creates modules that exist in no file."""
 
-    def __init__(self, mine: Callable[[str], bool], make: Make):
-        self._mine = mine
+    def __init__(self, creates: Callable[[str], bool], make: ModuleFactory):
+        self._creates = creates
         self._make = make
-        self._made: list[str] = []
+        self._created: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if self._mine(fullname) else None
+        return ModuleSpec(fullname, self) if self._creates(fullname) else None
 
     def exec_module(self, module: ModuleType) -> None:
-        # What a loader leaves in sys.modules is what `import` returns: here, it may be a module
-        # that already has a name and a place of its own.
+        # `import` returns whatever the loader leaves in sys.modules. `make` may return a module
+        # that also has a name of its own.
         name = module.__name__
         sys.modules[name] = self._make(module)
-        self._made.append(name)
+        self._created.append(name)
 
     def forget(self) -> None:
-        for name in self._made:
+        for name in self._created:
             module = sys.modules.pop(name, None)
             parent, _, child = name.rpartition(".")
-            # A module of another name is an alias: there, its parent's attribute is its own.
+            # A module of another name is an alias; the parent's attribute was there before.
             if parent in sys.modules and getattr(module, "__name__", None) == name:
                 vars(sys.modules[parent]).pop(child, None)
 
 
-class _AfterImport(MetaPathFinder):
-    """Finds no module itself: has those that others find changed once they are executed."""
+class _PatchingFinder(MetaPathFinder):
+    """Lets the other finders find a module, and patches the module once it is executed."""
 
-    def __init__(self, fills: Mapping[str, Fill]):
-        self._fills = dict(fills)
+    def __init__(self, module_patches: Mapping[str, ModulePatch]):
+        self._module_patches = dict(module_patches)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self._fills:
+        if fullname not in self._module_patches:
             return None
         for finder in sys.meta_path:
-            if not isinstance(finder, _AfterImport | _Making):
+            if not isinstance(finder, _PatchingFinder | _CreatingFinder):
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None and spec.loader is not None:
-                    self._then_fill(spec.loader, self._fills[fullname])
+                    self._patch_after_execution(spec.loader, self._module_patches[fullname])
                     return spec
         return None
 
-    def _then_fill(self, loader: Any, fill: Fill) -> None:
+    def _patch_after_execution(self, loader: Any, patch_module: ModulePatch) -> None:
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            fill(module)
+            patch_module(module)
 
-        # On this one loader, not around it: libraries read attributes off their own loader.
+        # Replace the method rather than wrap the loader: libraries read their loader's attributes.
         loader.exec_module = exec_module
 
     def forget(self) -> None:
-        self._fills.clear()
+        self._module_patches.clear()

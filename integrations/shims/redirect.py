@@ -1,11 +1,13 @@
-"""Let scripts of 2021 and 2022 run as they are, in this process.
+"""Let scripts of 2021 and 2022 run unchanged in this process.
 
-`install()` answers `import clip` and `from CLIP import clip` with ours, `import pydiffvg` too where
-there is none, and puts back what such scripts expect of their libraries and no longer find: see
-`rot`, and `on_cpu` for `device="cpu"`. `uninstall()` takes all of it back. Nothing is changed
-before, or by an import.
+`install()` makes `import clip` and `from CLIP import clip` give CLIPAG, and `import pydiffvg` give
+`clipag_plugins.integrations.pydiffvg` where no pydiffvg is installed. It also restores what newer
+versions of Python's libraries have removed (`removed`) or changed (`changed`), and with
+`device="cpu"` runs code written for CUDA on the CPU (`on_cpu`). `uninstall()` reverts all of it.
+Importing this module changes nothing.
 """
 
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +21,7 @@ from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.shims import removed
 from clipag_plugins.integrations.shims.patching import Patches
 
-OURS = "clipag_plugins.clip"
+OUR_CLIP = "clipag_plugins.clip"
 OUR_PYDIFFVG = "clipag_plugins.integrations.pydiffvg"
 _installed: Patches | None = None
 
@@ -27,142 +29,140 @@ _installed: Patches | None = None
 def install(
     model: str | None = None, device: str | None = None, pydiffvg: str | None = None
 ) -> None:
-    """Have this process's scripts find what they expect.
-
-    Installing again replaces what was installed before.
+    """Redirect the imports of this process's scripts. A second call replaces the first.
 
     Args:
-        model: the weights that every `clip.load` gets, whatever name it asks for; the path of
-            a checkpoint is still loaded as it is. None is clipag-mini.
-        device: "cpu" runs on the CPU what asks for cuda; None leaves devices alone.
-        pydiffvg: "ours" answers `import pydiffvg` with ours; None does where there is no other.
+        model: the weights that every `clip.load` returns, whatever name the script passes. A path
+            of an existing checkpoint is loaded as it is. None is clipag-mini.
+        device: "cpu" runs on the CPU what asks for CUDA; None leaves devices alone.
+        pydiffvg: "ours" replaces an installed pydiffvg; None leaves an installed one in place.
 
     Raises:
-        ClipagError: the device or pydiffvg is another one.
+        ClipagError: `device` or `pydiffvg` has another value.
     """
     if device not in (None, "cpu"):
-        raise ClipagError(f"The device is {device!r}: only cpu can be forced on a script.")
+        raise ClipagError(f"`device` is {device!r}: a script can only be forced to cpu.")
     if pydiffvg not in (None, "ours"):
-        raise ClipagError(f"pydiffvg is {pydiffvg!r}: only ours can be forced on a script.")
+        raise ClipagError(f"`pydiffvg` is {pydiffvg!r}: choose ours, or leave it out.")
     uninstall()
     global _installed
     patches = _installed = Patches()
     removed.patch(patches)
-    move = None
+    map_device = None
     if device == "cpu":
         from clipag_plugins.integrations.shims import on_cpu
 
         on_cpu.patch(patches)
-        move = on_cpu.here
-    _replace_clip(patches, model or "clipag-mini", move)
-    _give_pydiffvg(patches, always=pydiffvg == "ours")
+        map_device = on_cpu.cuda_to_cpu
+    _replace_clip(patches, model or "clipag-mini", map_device)
+    _provide_pydiffvg(patches, replace=pydiffvg == "ours")
 
 
 def uninstall() -> None:
-    """Take back all that `install` changed."""
+    """Revert everything that `install` changed."""
     global _installed
     if _installed is not None:
         _installed.undo()
         _installed = None
 
 
-def _replace_clip(patches: Patches, model: str, move: Any) -> None:
-    patches.set(ClipagModel, "encode_image", _sparing(ClipagModel.encode_image))
+def _replace_clip(patches: Patches, model: str, map_device: Callable[[Any], Any] | None) -> None:
+    patches.set(ClipagModel, "encode_image", _without_weight_gradients(ClipagModel.encode_image))
 
-    def ours(name: str) -> ModuleType:
-        package = import_module(OURS)
-        if not hasattr(package.load, "chosen"):
-            load = _choosing(patches, package.load, model, move)
+    def import_ours(name: str) -> ModuleType:
+        package = import_module(OUR_CLIP)
+        if not hasattr(package.load, "chosen_model"):
+            load = _load_chosen(patches, package.load, model, map_device)
             patches.set(package, "load", load)
             patches.set(package.clip, "load", load)
-            # Where scripts first look up or check the name that they load.
+            # Scripts look up or check a model's name in these before they load it.
             names = _openai_names()
-            for home in (package, package.clip):
-                patches.set(home, "available_models", lambda: list(names))
+            for module in (package, package.clip):
+                patches.set(module, "available_models", lambda: list(names))
             patches.set(package.clip, "_MODELS", dict.fromkeys(names, model))
-            patches.say(f"import clip gives {OURS}")
-        return import_module(name.replace("clip", OURS, 1))
+            patches.report(f"import clip gives {OUR_CLIP}")
+        return import_module(name.replace("clip", OUR_CLIP, 1))
 
-    def clip(module: ModuleType) -> ModuleType:
-        return ours(module.__name__)
+    def make_clip(module: ModuleType) -> ModuleType:
+        return import_ours(module.__name__)
 
-    def checkout(module: ModuleType) -> ModuleType:
-        # A checkout of openai/CLIP: the folder, and the package in it.
-        below = module.__name__.removeprefix("CLIP").removeprefix(".")
-        if below:
-            return ours(below)
+    def make_checkout(module: ModuleType) -> ModuleType:
+        # CLIP is the folder of a git checkout of openai/CLIP; the package clip lies in it.
+        inner_name = module.__name__.removeprefix("CLIP").removeprefix(".")
+        if inner_name:
+            return import_ours(inner_name)
         module.__path__ = []
         vars(module)["clip"] = import_module("clip")
         return module
 
-    patches.replace_package("clip", clip)
-    patches.replace_package("CLIP", checkout)
+    patches.replace_package("clip", make_clip)
+    patches.replace_package("CLIP", make_checkout)
 
 
-def _give_pydiffvg(patches: Patches, always: bool) -> None:
+def _provide_pydiffvg(patches: Patches, replace: bool) -> None:
     text = f"import pydiffvg gives {OUR_PYDIFFVG}"
 
-    def fill(module: ModuleType) -> None:
+    def copy_ours_into(module: ModuleType) -> None:
         ours = import_module(OUR_PYDIFFVG)
         vars(module).update({name: getattr(ours, name) for name in ours.__all__})
 
     def make(module: ModuleType) -> ModuleType:
-        fill(module)
-        patches.say(text)
+        copy_ours_into(module)
+        patches.report(text)
         return module
 
-    if always:
+    if replace:
         patches.replace_package("pydiffvg", make)
     else:
-        patches.stand_in("pydiffvg", fill, text)
+        patches.provide_module("pydiffvg", copy_ours_into, text)
 
 
 def _openai_names() -> list[str]:
     from clipag_plugins import registry
 
-    openais = (
-        name for name, source in registry.MODELS.items() if source.citation == registry.OPENAI
-    )
-    return [name.removeprefix("vanilla:") for name in openais]
+    names = (name for name, source in registry.MODELS.items() if source.citation == registry.OPENAI)
+    return [name.removeprefix("vanilla:") for name in names]
 
 
-def _choosing(patches: Patches, real: Any, model: str, move: Any) -> Any:
-    """Wrap `clip.load` so that it loads `model`, except where it is given a file."""
+def _load_chosen(
+    patches: Patches, load: Any, model: str, map_device: Callable[[Any], Any] | None
+) -> Any:
+    """Wrap `clip.load` so that it loads `model`, unless it is given the path of a file."""
 
-    @wraps(real)
-    def load(name: str, *arguments: Any, **options: Any) -> Any:
+    @wraps(load)
+    def load_chosen(name: str, *arguments: Any, **options: Any) -> Any:
         if not Path(name).is_file():
             if name != model:
-                patches.say(f"clip.load({name!r}) gets {model}")
+                patches.report(f"clip.load({name!r}) gives {model}")
             name = model
-        if move is not None:
-            arguments = tuple(map(move, arguments))
-            options = {key: move(value) for key, value in options.items()}
-        return real(name, *arguments, **options)
+        if map_device is not None:
+            arguments = tuple(map(map_device, arguments))
+            options = {key: map_device(value) for key, value in options.items()}
+        return load(name, *arguments, **options)
 
-    vars(load)["chosen"] = model
-    return load
+    vars(load_chosen)["chosen_model"] = model
+    return load_chosen
 
 
-def _sparing(encode: Any) -> Any:
-    """Wrap `encode_image` so that weights take no gradient where the image asks for one.
+def _without_weight_gradients(encode: Any) -> Any:
+    """Wrap `encode_image` so that the weights take no gradient when the image takes one.
 
-    Many scripts never freeze their CLIP, and a third of their time goes into gradients of
-    weights that no one reads. In training mode nothing changes, nor for images that ask for
-    no gradient: explanations by way of the weights' graph go on working.
+    Many scripts never freeze their CLIP, and then spend a third of their time on gradients of
+    weights that nothing reads. Nothing changes in training mode, nor for images that need no
+    gradient, so explanations that differentiate by the weights still work.
     """
 
     @wraps(encode)
     def encode_image(model: ClipagModel, image: Tensor) -> Tensor:
         if model.training or not image.requires_grad:
             return encode(model, image)  # type: ignore[no-any-return]
-        learning = [weight for weight in model.visual.parameters() if weight.requires_grad]
-        for weight in learning:
+        trainable = [weight for weight in model.visual.parameters() if weight.requires_grad]
+        for weight in trainable:
             weight.requires_grad_(False)
         try:
             return encode(model, image)  # type: ignore[no-any-return]
         finally:
-            for weight in learning:
+            for weight in trainable:
                 weight.requires_grad_(True)
 
     return encode_image

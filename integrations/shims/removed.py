@@ -1,8 +1,7 @@
-"""What has gone from Python's libraries since 2021, and what a script gets in its place.
+"""What newer versions of Python's libraries have removed, and the replacement a script gets.
 
-Two lists, read top to bottom: modules that are gone, and names that are gone. `changed` has what
-is still there but behaves otherwise. An entry does nothing until a script runs into it, and then
-says so once.
+Two tables: `REMOVED_MODULES` and `REMOVED_NAMES`. `changed` handles what still exists but behaves
+differently. An entry takes effect, and is reported once, only when a script uses it.
 """
 
 import collections.abc
@@ -15,33 +14,32 @@ from typing import Any
 
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.shims import changed
-from clipag_plugins.integrations.shims.patching import Fill, Patches
+from clipag_plugins.integrations.shims.patching import ModulePatch, Patches
 
 
 def patch(patches: Patches) -> None:
-    """Put the lists in force."""
-    for name, fill in GONE_MODULES.items():
-        patches.stand_in(name, fill, f"there is no module {name} any more: made a stand-in")
-    fills: dict[str, Fill] = {
-        name: partial(patches.put_back, names=names) for name, names in GONE_NAMES.items()
-    }
-    patches.after_import(fills)
+    """Apply both tables, and the changes of `changed`."""
+    for name, fill in REMOVED_MODULES.items():
+        patches.provide_module(name, fill, f"module {name} was removed: using our replacement")
+    patches.after_import(
+        {name: partial(patches.restore_names, names=names) for name, names in REMOVED_NAMES.items()}
+    )
     changed.patch(patches)
 
 
-def _same_as(*homes: str) -> Fill:
-    """Fill a module with all that modules of today hold."""
+def _copy_from(*sources: str) -> ModulePatch:
+    """Return a function that fills a module with the contents of existing modules."""
 
     def fill(module: ModuleType) -> None:
-        for home in homes:
-            found = vars(import_module(home))
-            vars(module).update({k: v for k, v in found.items() if not k.startswith("__")})
+        for source in sources:
+            contents = vars(import_module(source))
+            vars(module).update({k: v for k, v in contents.items() if not k.startswith("__")})
 
     return fill
 
 
 def _moviepy_editor(module: ModuleType) -> None:
-    _same_as("moviepy")(module)
+    _copy_from("moviepy")(module)
     vars(module)["ipython_display"] = vars(module)["display_in_notebook"]
 
 
@@ -59,10 +57,10 @@ def _torch_six(module: ModuleType) -> None:
 
 
 def _main(module: ModuleType) -> None:
-    # taming-transformers imports from the main.py of its own checkout.
+    # taming-transformers imports main.py from the root of its own repository.
     def get_obj_from_str(string: str, reload: bool = False) -> Any:
-        home, _, name = string.rpartition(".")
-        return getattr(import_module(home), name)
+        source, _, name = string.rpartition(".")
+        return getattr(import_module(source), name)
 
     def instantiate_from_config(config: Any) -> Any:
         if "target" not in config:
@@ -95,51 +93,51 @@ def _pkg_resources(module: ModuleType) -> None:
 
 
 def _torch_optimizer(module: ModuleType) -> None:
-    # Scripts import a choice of optimisers and use Adam; one that is really made says what to do.
+    # Scripts import many optimisers and mostly use Adam. Constructing a missing one is the error.
     import torch
 
-    def missing(name: str) -> Any:
+    def get_optimiser(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if hasattr(torch.optim, name):
             return getattr(torch.optim, name)
 
-        def make(*_: Any, **__: Any) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise ClipagError(f"The optimiser {name} is missing: pip install torch-optimizer.")
 
-        return make
+        return fail
 
-    vars(module).update(__getattr__=missing)
+    vars(module).update(__getattr__=get_optimiser)
 
 
 def _ttools(module: ModuleType) -> None:
-    # Scripts that draw with diffvg import it, for a perceptual loss that most of them never use.
-    def missing(name: str) -> Any:
+    # Scripts that draw with diffvg import it for a perceptual loss that most of them never use.
+    def fail(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         raise ClipagError(f"{module.__name__}.{name} is missing: pip install torch-tools.")
 
-    vars(module).update(__getattr__=missing, __path__=[])
+    vars(module).update(__getattr__=fail, __path__=[])
 
 
-GONE_MODULES: dict[str, Fill] = {
+REMOVED_MODULES: dict[str, ModulePatch] = {
     "torch._six": _torch_six,
     "main": _main,
     "pkg_resources": _pkg_resources,
     "torch_optimizer": _torch_optimizer,
     "ttools": _ttools,
     "ttools.modules": _ttools,
-    "torchvision.transforms.functional_tensor": _same_as(
+    "torchvision.transforms.functional_tensor": _copy_from(
         "torchvision.transforms._functional_tensor"
     ),
-    "torchvision.models.utils": _same_as("torch.hub"),
-    "pytorch_lightning.utilities.distributed": _same_as("pytorch_lightning.utilities.rank_zero"),
-    "kornia.augmentation.functional": _same_as(
+    "torchvision.models.utils": _copy_from("torch.hub"),
+    "pytorch_lightning.utilities.distributed": _copy_from("pytorch_lightning.utilities.rank_zero"),
+    "kornia.augmentation.functional": _copy_from(
         "kornia.enhance", "kornia.geometry.transform", "kornia.color"
     ),
-    "kornia.color.adjust": _same_as("kornia.enhance"),
-    "kornia.geometry.warp": _same_as("kornia.geometry.transform"),
-    "kornia.geometry.transform.crop": _same_as("kornia.geometry.transform"),
+    "kornia.color.adjust": _copy_from("kornia.enhance"),
+    "kornia.geometry.warp": _copy_from("kornia.geometry.transform"),
+    "kornia.geometry.transform.crop": _copy_from("kornia.geometry.transform"),
     "moviepy.editor": _moviepy_editor,
 }
 
@@ -162,7 +160,7 @@ _KORNIA = {
     "kornia.losses": "total_variation ssim_loss psnr_loss",
     "kornia.metrics": "ssim psnr",
 }
-GONE_NAMES: dict[str, dict[str, Any]] = {
+REMOVED_NAMES: dict[str, dict[str, Any]] = {
     "PIL.Image": {
         "ANTIALIAS": "PIL.Image:LANCZOS",
         "LINEAR": "PIL.Image:BILINEAR",
@@ -210,5 +208,7 @@ GONE_NAMES: dict[str, dict[str, Any]] = {
         name: f"scipy.signal.windows:{name}" for name in ("gaussian", "hann", "hamming")
     },
     "torch_optimizer": {name: f"torch.optim:{name}" for name in ("RAdam", "NAdam", "AdamW")},
-    "kornia": {name: f"{home}:{name}" for home, names in _KORNIA.items() for name in names.split()},
+    "kornia": {
+        name: f"{source}:{name}" for source, names in _KORNIA.items() for name in names.split()
+    },
 }

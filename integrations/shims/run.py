@@ -1,4 +1,4 @@
-"""Run a script or notebook as `python SCRIPT` would, after the shims are in place."""
+"""Run a script or notebook as `python SCRIPT` would, with the shims installed."""
 
 import ast
 import json
@@ -16,8 +16,10 @@ from clipag_plugins.integrations import shims
 
 NO_GPU = re.compile(r"not compiled with CUDA|No CUDA GPUs|no NVIDIA driver|cuda\.is_available\(\)")
 MAGIC = re.compile(r"^(\s*)(![^=]|%{1,2}[a-zA-Z]).*$", re.MULTILINE)
-FOREIGN = re.compile(r"\s*%%(bash|sh|html|javascript|js|latex|writefile|script|perl|ruby|svg)\b")
-SETUP = re.compile(r"^\s*[!%]\s*(pip|git|apt|apt-get|conda|npm)\b", re.MULTILINE)
+OTHER_LANGUAGE = re.compile(
+    r"\s*%%(bash|sh|html|javascript|js|latex|writefile|script|perl|ruby|svg)\b"
+)
+INSTALLATION = re.compile(r"^\s*[!%]\s*(pip|git|apt|apt-get|conda|npm)\b", re.MULTILINE)
 
 
 def run_script(
@@ -26,19 +28,21 @@ def run_script(
     model: str | None = None,
     device: str | None = None,
     pydiffvg: str | None = None,
+    no_gpu_hint: str = "run it with device cpu",
 ) -> int:
     """Run `script` as `__main__` and return its exit code.
 
     Args:
-        script: a Python file, or a Jupyter notebook whose code cells are run in order; lines
-            that start with `!` or `%` are passed over.
-        arguments: what the script finds in `sys.argv[1:]`.
-        model: which weights every `clip.load` gets; None is clipag-mini.
-        device: "cpu" runs on the CPU what asks for cuda.
-        pydiffvg: "ours" gives our pydiffvg even where there is another.
+        script: a Python file, or a Jupyter notebook, whose code cells run in order. Lines that
+            start with `!` or `%` are skipped.
+        arguments: the script's `sys.argv[1:]`.
+        model: the weights that every `clip.load` returns; None is clipag-mini.
+        device: "cpu" runs on the CPU what asks for CUDA.
+        pydiffvg: "ours" replaces an installed pydiffvg by ours.
+        no_gpu_hint: what to print when the script fails because there is no GPU.
 
     Raises:
-        ClipagError: there is no such script, or it is no notebook although its name says so.
+        ClipagError: there is no such script, or an .ipynb file is not a notebook.
         SystemExit: the script exited by itself.
     """
     if not script.is_file():
@@ -46,7 +50,7 @@ def run_script(
     cells = _read_cells(script) if script.suffix == ".ipynb" else None
     shims.install(model, device, pydiffvg)
     sys.argv = [str(script), *arguments]
-    # As python does: the script's own folder, where it looks for the modules beside it.
+    # Like python, so that the script can import the modules next to it.
     sys.path[0] = str(script.resolve().parent)
     try:
         if cells is None:
@@ -54,19 +58,20 @@ def run_script(
         else:
             _run_cells(script, cells)
     except (Exception, KeyboardInterrupt) as error:
-        error = error.with_traceback(_from_script(error.__traceback__, str(script)))
+        error = error.with_traceback(_cut_above_script(error.__traceback__, str(script)))
         if sys.excepthook is sys.__excepthook__:
-            traceback.print_exception(error)  # knows the lines of cells, which python does not
+            # Unlike python's own hook, this prints the source lines of notebook cells.
+            traceback.print_exception(error)
         else:
             sys.excepthook(type(error), error, error.__traceback__)
         if device is None and NO_GPU.search(str(error)):
-            print("clipag: run it with --device cpu, before the script's name.", file=sys.stderr)
+            _report(f"{no_gpu_hint}.")
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
-def _from_script(trace: TracebackType | None, script: str) -> TracebackType | None:
-    """Cut from a traceback the frames above the script, which are ours."""
+def _cut_above_script(trace: TracebackType | None, script: str) -> TracebackType | None:
+    """Remove this package's frames, which are above the script's, from a traceback."""
     for frame, _ in traceback.walk_tb(trace):
         if frame.f_code.co_filename.startswith(script):
             break
@@ -92,32 +97,32 @@ def _run_cells(path: Path, cells: Sequence[str]) -> None:
     sys.modules["__main__"] = main
     for number, cell in enumerate(cells, start=1):
         name = f"{path}, cell {number}"
-        source = _plain(cell, name)
-        # Where tracebacks find the lines of a file that is none.
+        source = _to_python(cell, name)
+        # A cell is not a file; tracebacks find its lines in this cache.
         linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
         try:
             exec(compile(source, name, "exec"), vars(main))
         except Exception as error:
-            if not SETUP.search(cell):
+            if not INSTALLATION.search(cell):
                 raise
-            # It installs things, by lines that were passed over: what it lacks may well be here.
-            _note(f"{name} sets up a machine and failed, going on: {error!r}")
+            # The cell installs packages on lines that were skipped. They may be installed already.
+            _report(f"{name} installs software and failed; continuing: {error!r}")
 
 
-def _plain(cell: str, name: str) -> str:
-    """Return a cell's Python: what IPython adds to the language is passed over."""
-    if FOREIGN.match(cell):
-        _note(f"{name} is not Python: passed over")
+def _to_python(cell: str, name: str) -> str:
+    """Return a cell's source as Python, without IPython's extensions."""
+    if OTHER_LANGUAGE.match(cell):
+        _report(f"{name} is not Python: skipped")
         return ""
     try:
         ast.parse(cell)
     except SyntaxError:
         lines = [line[0].strip() for line in MAGIC.finditer(cell)]
         if lines:
-            _note(f"{name}: passed over what is IPython's: {'; '.join(lines)}")
+            _report(f"{name}: skipped IPython's commands: {'; '.join(lines)}")
         return MAGIC.sub(r"\1pass", cell)
     return cell
 
 
-def _note(text: str) -> None:
+def _report(text: str) -> None:
     print(f"clipag: {text}", file=sys.stderr)

@@ -74,5 +74,5 @@ def _lightning(module: ModuleType) -> ModuleType:
 
 
 def _main(module: ModuleType) -> ModuleType:
-    removed.GONE_MODULES["main"](module)
+    removed.REMOVED_MODULES["main"](module)
     return module
