@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader is gone (`clipag models | head`): discard what is still flushed on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (Exception, KeyboardInterrupt) as error:
+    except (ClipagError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
         message = _user_message(error, options)
         if message is None or os.environ.get("CLIPAG_TRACEBACK") == "1":
             raise
