@@ -1,4 +1,4 @@
-"""Device and dtype follow the model: every command draws the same on another device."""
+"""Device and dtype follow the model: every command draws the same picture on another device."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from clipag_plugins.cli import main
 SMALL = ["--size", "48", "--precision", "float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -36,13 +37,15 @@ def test_another_device_draws_the_same(command, tmp_path, monkeypatch):
     assert main([*command, "--device", "cpu", "--out", "cpu"]) == 0
     with elsewhere():
         assert main([*command, "--device", "meta", "--out", "meta"]) == 0
-    drawn = sorted((tmp_path / "cpu").glob("*.png"))
-    assert drawn
-    for path in drawn:
-        ours, theirs = (
-            np.asarray(Image.open(p), int) for p in (path, tmp_path / "meta" / path.name)
-        )
-        assert np.abs(ours - theirs).max() <= 3  # colours of a heat map have steps
+    paths = sorted((tmp_path / "cpu").glob("*.png"))
+    assert paths
+    for path in paths:
+        files = (path, tmp_path / "meta" / path.name)
+        expected, drawn = (np.asarray(Image.open(file), int) for file in files)
+        # The pretended device computes with the CPU's kernels, so the two round alike. Some
+        # operations of autograd are split up there, though: a value may fall on the other side of a
+        # rounding to 8 bits, which the colours of a heat map triple.
+        assert np.abs(expected - drawn).max() <= 3
 
 
 def test_another_device_is_told_apart():
