@@ -11,14 +11,15 @@ import argparse
 import torch
 
 from clipag_plugins import bench
+from clipag_plugins.defaults import BENCH_MODELS, BENCH_ROUNDS, BENCH_VIEWS
 
 from . import RESULTS, add_origin
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=bench.MODELS)
-    parser.add_argument("--views", type=int, nargs="+", default=bench.VIEWS)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=BENCH_MODELS)
+    parser.add_argument("--views", type=int, nargs="+", default=BENCH_VIEWS)
+    parser.add_argument("--rounds", type=int, default=BENCH_ROUNDS)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)

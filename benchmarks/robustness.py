@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from clipag_plugins.arguments import fraction
-from clipag_plugins.attack import NORMS, threat_model_of
-from clipag_plugins.defaults import ATTACKS, SIDE
+from clipag_plugins.attack import threat_model_of
+from clipag_plugins.defaults import ATTACKS, NORMS, SIDE
 from clipag_plugins.evaluation.options import ComputeOptions
 from clipag_plugins.evaluation.robustness import RobustnessSettings, robustness_table
 from clipag_plugins.files import slug

@@ -10,7 +10,7 @@ SIGMA, SAMPLES = 1.0, 32
 # The attacks of `clipag eval robustness`.
 ATTACKS = ("clean", "pgd", "autoattack")
 
-# Attacks.
+# Norms of a threat model.
 NORMS = ("linf", "l2")
 
 # Heat maps: methods of pytorch-grad-cam with its class of each, and methods of our own.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..attack import NORMS, Linf, ThreatModel, pgd
+from ..attack import THREAT_MODELS, Linf, ThreatModel, pgd
 from ..base import ClipagModel, embed_images
 from ..defaults import ATTACKS, SIDE
 from ..errors import ClipagError, library
@@ -55,7 +55,9 @@ class RobustnessSettings:
 
     def titles(self) -> dict[str, str]:
         """Return what tables call each attack."""
-        norm = next(name for name, ball in NORMS.items() if isinstance(self.threat_model, ball))
+        norm = next(
+            name for name, ball in THREAT_MODELS.items() if isinstance(self.threat_model, ball)
+        )
         budget = f"{norm}, eps {self.threat_model.eps:g}"
         titles = {
             "clean": "clean",
