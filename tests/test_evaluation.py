@@ -134,7 +134,7 @@ def test_aesthetics_by_hand_and_preference(tmp_path):
     assert liked.tolist() == [1.0, 0.0, 0.5]
     for content in (b"", b"no weights", b"PK\x03\x04"):
         (tmp_path / "bad.pth").write_bytes(content)
-        with pytest.raises(clip.ClipagError, match=r"bad\.pth is not a whole"):
+        with pytest.raises(clip.ClipagError, match=r"bad\.pth is not a complete"):
             AestheticHead(tmp_path / "bad.pth")
     for state in (
         {"a": z},
