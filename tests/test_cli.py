@@ -172,7 +172,7 @@ def test_several_seeds_of_a_prompt(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("worthwhile", [[], ["bfloat16"], ["bfloat16", "float16"]])
 def test_bench_writes_what_it_prints(run, tmp_path, monkeypatch, worthwhile):
-    # What is worthwhile here depends on the processor, so the test says it: GFLOP/s of products.
+    # Which precisions are worthwhile depends on the processor, so the test sets their GFLOP/s.
     rates = dict.fromkeys(precision.DTYPES, 40.0) | {"float32": 100.0}
     rates |= dict.fromkeys(worthwhile, 60.0)
     monkeypatch.setattr(bench, "product_rates", lambda device: rates)
@@ -190,7 +190,7 @@ def test_bench_writes_what_it_prints(run, tmp_path, monkeypatch, worthwhile):
         name, seconds = look["precision"], look["seconds"]
         assert f"| clipag-mini | 1 | clipag | {name} | {seconds:.3f} |" in result.stdout
         assert look["share of the limit"] == look["GFLOP"] / rates[name] / seconds
-        # The gradients of one model in two precisions are alike; their noise is 2⁻⁸ a product.
+        # bfloat16 rounds each product by up to 2⁻⁸, which changes the gradient's direction little.
         assert look["cosine"] > 0.9
 
 
