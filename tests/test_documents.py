@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_layout import LAYER_OF
 
 import clipag_plugins as clip
 from benchmarks import report
@@ -113,6 +114,14 @@ def test_the_model_name_of_the_guide_is_an_entry():
     (entry,) = (c for c in blocks(TEXTS["docs/design.md"], "python") if "laion/CLIP" in c)
     ((name, source),) = eval(f"{{{entry}}}", vars(registry)).items()
     assert name not in registry.MODELS and source.place == "hub"
+
+
+def test_the_import_rule_is_the_one_that_is_checked():
+    rule = TEXTS["docs/design.md"].partition("## The import rule")[2].partition("Inside `clipag")[0]
+    named = [name for name in re.findall(r"`([\w.]+)`", rule) if name in LAYER_OF]
+    assert named == sorted(named, key=LAYER_OF.get)  # from bottom to top
+    unnamed = {"clipag_plugins", "__main__", "finetune.__main__"}
+    assert {*named, *unnamed} == set(LAYER_OF)
 
 
 def test_versions_agree():
