@@ -38,6 +38,24 @@ def _part(tower: nn.Module, name: str) -> Any:
     return getattr(tower, name)
 
 
+class _GradientInInputLayout(torch.autograd.Function):
+    """The identity, whose gradient has the memory layout of its input.
+
+    A channels-last tower returns a channels-last gradient, which `.view` in other people's attacks
+    (torchattacks' PGDL2, robustness' L2 step) does not accept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.is_contiguous = x.is_contiguous()
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        return gradient.contiguous() if ctx.is_contiguous else gradient
+
+
 class ImageTower(nn.Module):
     """An image encoder that takes CLIP's 224 × 224 input and resizes it to its native side.
 
@@ -65,6 +83,8 @@ class ImageTower(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""
+        if image.requires_grad:
+            image = _GradientInInputLayout.apply(image)
         embedding: Tensor = self.tower(resample(image, self.native_size))
         return embedding
 
