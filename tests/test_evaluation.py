@@ -428,11 +428,11 @@ def test_alignment_with_pictures_by_hand(model, held_out):
 def test_a_judge_sees_more_of_the_text_along_a_robust_models_gradient(model, vanilla):
     """The judge is of another architecture, and had no part in training either model."""
     judge = evaluator.load()
-    texts = read_concepts(SPLIT_FOLDER / "seen.txt")[:30]
-    start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:30]
+    texts = read_concepts(SPLIT_FOLDER / "seen.txt")[:60]
+    start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:60]
     images = 0.2 + 0.6 * mixture.enlarge(start, 64)
     robust, plain = (
         judged_alignment(m, judge, images, texts, generator=torch.Generator().manual_seed(0))
         for m in (model, vanilla)
     )
-    assert robust.shape == (30,) and robust.mean() > max(0, plain.mean())
+    assert robust.shape == (60,) and robust.mean() > max(0, plain.mean())
