@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.base import ClipagModel
+from clipag_plugins.defaults import STROKE_STEPS, STROKES
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipdraw
@@ -34,16 +36,15 @@ def drawn(
     model: ClipagModel, augment: bool, options: argparse.Namespace, prompts: list[str]
 ) -> Ascent:
     """Draw prompts with strokes."""
-    _, ascent = clipdraw.draw(
+    return clipdraw.draw(
         prompts,
         model,
-        strokes=options.strokes,
         steps=options.steps,
         seed=options.seed,
+        drawing=clipdraw.Drawing(options.strokes),
         augment=augment,
-        progress=False,
+        options=RunOptions(progress=False),
     )
-    return ascent
 
 
 def main(options: argparse.Namespace) -> None:
@@ -72,8 +73,8 @@ def main(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--strokes", type=int, default=clipdraw.STROKES)
-    parser.add_argument("--steps", type=int, default=clipdraw.STEPS)
+    parser.add_argument("--strokes", type=int, default=STROKES)
+    parser.add_argument("--steps", type=int, default=STROKE_STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=5, help="drawings at once")
     parser.add_argument("--device", default="cpu")

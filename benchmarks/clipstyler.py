@@ -35,6 +35,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipag_plugins import views
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.files import write_beside
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipstyler
@@ -74,7 +75,8 @@ def styled(
     if not path.exists():
         ascent = clipstyler.style(
             photo(name, options.side), text, load_model(model), losses=losses,
-            network=CANVASES[canvas], steps=options.steps, seed=options.seed, progress=False,
+            network=CANVASES[canvas], steps=options.steps, seed=options.seed,
+            options=RunOptions(progress=False),
         )  # fmt: skip
         if ascent.interrupted:
             raise KeyboardInterrupt

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipag_plugins.integrations.vector.renderer import over, render_paths
+from clipag_plugins.integrations.vector.renderer import compose_on, render_paths
 
 from . import keep
 
@@ -58,7 +58,7 @@ def ours(count: int, radius: float) -> Callable[[], Tensor]:
             widths=widths,
             segments=segments[None],
         )
-        return over(image, WHITE)
+        return compose_on(image, WHITE)
 
     return draw
 

@@ -12,18 +12,21 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.base import ClipagModel, normalize
+from clipag_plugins.defaults import VQGAN_STEPS
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import vqgan
-from clipag_plugins.integrations.vqgan.canvas import EMBEDDED
+from clipag_plugins.integrations.vqgan.canvas import EMBEDDED_SETTINGS
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
@@ -47,13 +50,18 @@ def timed(options: argparse.Namespace) -> None:
     """Time a drawing and a step's parts."""
     steps, side = options.steps, options.side
     model, drawing, views = load_model(), load_vqgan(), Cutouts(options.views)
-    vqgan.draw(
-        "a green frog", model, drawing, steps=1, size=(side, side), views=views, progress=False
+    draw = partial(
+        vqgan.draw,
+        "a green frog",
+        model,
+        drawing,
+        size=(side, side),
+        settings=replace(EMBEDDED_SETTINGS, views=views),
+        options=RunOptions(progress=False),
     )
+    draw(steps=1)
     began = time.perf_counter()
-    vqgan.draw(
-        "a green frog", model, drawing, steps=steps, size=(side, side), views=views, progress=False
-    )
+    draw(steps=steps)
     whole = time.perf_counter() - began
 
     canvas = vqgan.VqganCanvas(drawing, vqgan.starting_latent(drawing, (side, side)))
@@ -88,8 +96,8 @@ def drawn(
         steps=options.steps,
         size=(options.side, options.side),
         seed=options.seed,
-        views=Cutouts(options.views),
-        progress=False,
+        settings=replace(EMBEDDED_SETTINGS, views=Cutouts(options.views)),
+        options=RunOptions(progress=False),
     )
 
 
@@ -117,9 +125,9 @@ def compare(options: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, help="judge this many seen captions, up to 100")
-    parser.add_argument("--steps", type=int, default=vqgan.STEPS)
+    parser.add_argument("--steps", type=int, default=VQGAN_STEPS)
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--views", type=int, default=EMBEDDED.views)
+    parser.add_argument("--views", type=int, default=EMBEDDED_SETTINGS.views.count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/vqgan"))
     options = parser.parse_args()

@@ -27,3 +27,30 @@ HEAT_MAP_METHOD = "hirescam"
 BENCH_MODELS = ("clipag-mini", "ViT-B-32", "ViT-B-16", "convnext_base")
 BENCH_VIEWS = (1, 8, 32, 64)
 BENCH_ROUNDS = 3
+
+# CLIPDraw (integrations/clipdraw.py): the authors' notebook.
+STROKE_STEPS, STROKES = 250, 256
+STROKE_WIDTH = (2.0, 100.0)  # least and most, in pixels of a canvas of 224
+SHAPES = ("stroke", "fill", "pixel")
+
+# VQGAN+CLIP (integrations/vqgan/): nerdyrodent's generate.py.
+VQGAN, VQGAN_STEPS = "vqgan-mini", 200
+PUBLIC_VQGANS = (
+    "vqgan_imagenet_f16_16384",
+    "vqgan_imagenet_f16_1024",
+    "gumbel_8192",
+    "wikiart",
+    "coco",
+    "faceshq",
+)
+CUT_METHODS = ("latest", "original", "updated", "nrupdated", "updatedpooling")
+CUT_AUGMENTS = ("Ji", "Sh", "Gn", "Pe", "Ro", "Af", "Et", "Ts", "Cr", "Er", "Re")
+CUT_POWER = 1.0
+
+# CLIPStyler (integrations/clipstyler/).
+STYLE_STEPS, STYLE_SIZE = 100, 512  # the size is that of the longer side
+STYLE_TRAINING_STEPS, STYLE_TRAINING_SIZE = 400, 224  # photos as in CLIPStyler's fast variant
+STYLE_STRENGTH, STYLE_PATCHES, STYLE_THRESHOLD = 1.0, 32, 0.0
+STYLE_WHOLE = 500 / 9000  # the paper's weights
+STYLE_CONTENT, STYLE_CONTENT_WEIGHT = "clip", 0.05
+STYLE_TV = 0.0

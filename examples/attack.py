@@ -1,8 +1,8 @@
-"""Large targeted attacks: what the model takes for the target, and what a person would (Figure 1).
+"""Large targeted attacks: pictures that each model takes for the target (Figure 1).
 
     python examples/attack.py                        # examples/cat-face.png → attack.png
 
-`clipag attack --towards` does one of them from the shell.
+`clipag attack --towards` does one of these attacks from the shell.
 """
 
 from pathlib import Path
@@ -19,6 +19,6 @@ image = read_square(Path(__file__).parent / "cat-face.png", 224)[None]
 rows = []
 for name in MODELS:
     model = clip.load_model(name)
-    far = [attack(model, image, TEXT, L2(50, 60, 2), towards) for towards in TOWARDS]
-    rows.append([to_pil(picture[0]) for picture in (image, *far)])
+    attacked = [attack(model, image, TEXT, L2(50, 60, 2), towards) for towards in TOWARDS]
+    rows.append([to_pil(picture[0]) for picture in (image, *attacked)])
 sheet(rows, [TEXT, *TOWARDS], MODELS).save("attack.png")

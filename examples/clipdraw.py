@@ -1,4 +1,4 @@
-"""CLIPDraw's notebook loop; only its CLIP is another, and pydiffvg needs no compiler."""
+"""CLIPDraw's notebook loop with CLIPAG as its CLIP, and a pydiffvg that needs no compiler."""
 
 import random
 import sys
@@ -10,7 +10,7 @@ import clipag_plugins as clip
 from clipag_plugins.integrations import shims
 
 shims.install()
-import pydiffvg  # noqa: E402  (the real one if there is one)
+import pydiffvg  # noqa: E402  (diffvg's own, if it is installed)
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a red apple"
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 250

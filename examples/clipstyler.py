@@ -1,4 +1,4 @@
-"""CLIPStyler, with its style network and without: only the canvas differs."""
+"""CLIPStyler with and without its style network: only the canvas differs."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ model = clip.load_model()
 image = from_pil(read_picture(photo), (side, side))[None]
 target = style_target(model, text, image[0])  # a direction, from the photo and "a Photo"
 
-# What the guide looks at: random crops of the picture, each tilted at random.
+# The guide sees random crops of the picture, each in a random perspective.
 crops = clip.Views(
     0, 32, patch=0.4, perspective=0.5,
     noise=0, brightness=0, contrast=0, saturation=0, cutout=0,
@@ -32,9 +32,9 @@ content = ContentLoss(tower_features(model), image, weight=0.05)
 
 
 def colours(images: torch.Tensor) -> torch.Tensor:
-    """A penalty of your own: keep the photo's colours where they are, roughly."""
-    now, before = (F.interpolate(x, 4, mode="area") for x in (images, image))
-    return 0.5 * F.mse_loss(now, before, reduction="none").mean(dim=(1, 2, 3))
+    """A penalty of your own: keep the photo's colours roughly in place."""
+    after, before = (F.interpolate(x, 4, mode="area") for x in (images, image))
+    return 0.5 * F.mse_loss(after, before, reduction="none").mean(dim=(1, 2, 3))
 
 
 for name, canvas in (("network", StyleCanvas(image)), ("pixels", PixelCanvas(image, 0.02))):

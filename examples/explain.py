@@ -1,4 +1,4 @@
-"""Where vanilla and CLIPAG look for "cat face": HiResCAM, clean and under the paper's attack.
+"""HiResCAM of "cat face" by vanilla CLIP and CLIPAG, clean and under the paper's attack.
 
     python examples/explain.py                       # examples/cat-face.png → explain.png
 
@@ -21,8 +21,8 @@ rows = []
 for name in MODELS:
     model = clip.load_model(name)
     row = []
-    for seen in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
-        (heat,) = heat_maps(model, seen, contrast_targets(model, [TEXT]))
-        row += [to_pil(seen[0]), overlay(seen[0], heat)]
+    for picture in (image, attack(model, image, TEXT, Linf(8 / 255, 20, 1 / 255))):
+        (heat,) = heat_maps(model, picture, contrast_targets(model, [TEXT]))
+        row += [to_pil(picture[0]), overlay(picture[0], heat)]
     rows.append(row)
 sheet(rows, ["picture", "HiResCAM", "attacked", "HiResCAM"], MODELS).save("explain.png")

@@ -1,4 +1,4 @@
-"""What each model would change to see the text: raw input gradients, as the paper's Figure 3.
+"""Raw input gradients of each model towards a text, as in the paper's Figure 3.
 
     python examples/pag.py                           # examples/cat-face.png → pag.png
 

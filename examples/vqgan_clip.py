@@ -1,4 +1,4 @@
-"""VQGAN+CLIP's loop, written out: nothing in it knows that clip is not OpenAI's."""
+"""VQGAN+CLIP's loop, written out. It uses CLIPAG in the place of OpenAI's CLIP."""
 
 import sys
 
@@ -9,9 +9,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as TF
 
 import clipag_plugins as clip  # was: from CLIP import clip
-from clipag_plugins.integrations.vqgan.canvas import VqganCanvas, starting_latent
-from clipag_plugins.integrations.vqgan.cutouts import Cutouts
-from clipag_plugins.integrations.vqgan.weights import load_vqgan
+from clipag_plugins.integrations.vqgan import Cutouts, VqganCanvas, load_vqgan, starting_latent
 
 prompt = sys.argv[1] if len(sys.argv) > 1 else "a green frog"
 iterations = int(sys.argv[2]) if len(sys.argv) > 2 else 100
@@ -19,7 +17,7 @@ side = int(sys.argv[3]) if len(sys.argv) > 3 else 224
 torch.manual_seed(0)
 
 perceptor = clip.load("clipag-mini", device="cpu")[0].eval().requires_grad_(False)
-model = load_vqgan()  # or a yaml and ckpt of taming's
+model = load_vqgan()  # or taming's yaml and ckpt
 canvas = VqganCanvas(model, starting_latent(model, (side, side)))
 make_cutouts = Cutouts(32, "latest", ["Af", "Pe", "Ji", "Er"])
 normalize = transforms.Normalize(

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from torchvision import transforms
 
 from clipag_plugins import ClipagError, Guide, ascend, text_target
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.base import normalize
 from clipag_plugins.cli import parser
 from clipag_plugins.integrations.clipdraw import (
+    Drawing,
     Perspectives,
     StrokeCanvas,
     Strokes,
@@ -28,7 +30,9 @@ from clipag_plugins.integrations.clipdraw import (
 )
 from clipag_plugins.integrations.vector.svg import write_svg
 
-SMALL = {"strokes": 24, "size": 64, "progress": False}
+FEW = Drawing(24)
+QUIET = RunOptions(progress=False)
+SMALL = {"drawing": FEW, "size": 64, "options": QUIET}
 FAST = ("--strokes", "12", "--size", "64", "--steps", "2")
 
 
@@ -43,7 +47,7 @@ def resvg(path):
 # ------------------------------------------------------------------------- the command line
 
 
-def test_a_drawing_with_its_facts(run, tmp_path):
+def test_a_drawing_with_its_metadata(run, tmp_path):
     arguments = ("--seed", 3, "--negative", "a <messy> sketch", "--palette", "e63946,black")
     result = run("draw", "a red apple", *FAST, *arguments, "--trajectory", "steps")
     assert result.returncode == 0, result.stderr
@@ -107,9 +111,10 @@ def test_help_shows_examples(run):
 
 def test_options_have_the_defaults_of_draw():
     options = vars(parser().parse_args(["draw", "fox"]))
-    for name, argument in inspect.signature(draw).parameters.items():
-        if name in options and name not in ("prompts", "model", "palette", "negative"):
-            assert options[name] == argument.default, name
+    for function in (draw, Drawing):
+        for name, argument in inspect.signature(function).parameters.items():
+            if name in options and name not in ("prompts", "model", "palette", "negative"):
+                assert options[name] == argument.default, name
 
 
 @pytest.mark.slow
@@ -127,19 +132,12 @@ def test_the_notebooks_loop_runs_with_our_pydiffvg(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"strokes": 0}, "strokes is 0"),
-        ({"strokes": 10**6}, "strokes is 1000000"),
         ({"steps": 0}, "`steps` is 0"),
         ({"size": 8}, "`size` is 8"),
         ({"seed": -1}, "`seed` is -1"),
         ({"seed": []}, "no seed"),
-        ({"shapes": "dots"}, "stroke, fill, pixel"),
-        ({"width": (0.0, 4.0)}, "width is 0 to 4"),
-        ({"width": (9.0, 2.0)}, "width is 9 to 2"),
-        ({"palette": ["red", "reddish"]}, "reddish"),
-        ({"palette": [""]}, "palette"),
         ({"negative": [" "]}, "empty"),
-        ({"init": "absent.png"}, "absent.png"),
+        ({"drawing": Drawing(init="absent.png")}, "absent.png"),
     ],
 )
 def test_bad_arguments_are_named(model, wrong, says):
@@ -147,15 +145,32 @@ def test_bad_arguments_are_named(model, wrong, says):
         draw(["fox"], model, **{**SMALL, "steps": 1, **wrong})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"strokes": 0}, "`strokes` is 0"),
+        ({"strokes": 10**6}, "`strokes` is 1000000"),
+        ({"shapes": "dots"}, "stroke, fill, pixel"),
+        ({"width": (0.0, 4.0)}, "`width` is 0 to 4"),
+        ({"width": (9.0, 2.0)}, "`width` is 9 to 2"),
+        ({"palette": ["red", "reddish"]}, "reddish"),
+        ({"palette": [""]}, "palette"),
+    ],
+)
+def test_drawings_that_cannot_be(wrong, says):
+    with pytest.raises(ClipagError, match=says):
+        Drawing(**wrong)
+
+
 def test_the_best_strokes_are_the_best_image(model):
-    canvas, ascent = draw(["a castle", "a frog"], model, steps=4, seed=[0, 1], **SMALL)
+    ascent = draw(["a castle", "a frog"], model, steps=4, seed=[0, 1], **SMALL)
     assert ascent.images.shape == (4, 3, 64, 64)
-    assert torch.equal(canvas.render().detach(), ascent.images)
+    assert torch.equal(ascent.canvas.render().detach(), ascent.images)
     assert ascent.losses.isfinite().all()
 
 
 def test_the_best_of_each_image_is_kept(model):
-    parts = zip(*(starting_strokes(seed, 12) for seed in range(6)), strict=True)
+    parts = zip(*(starting_strokes(seed, Drawing(12)) for seed in range(6)), strict=True)
     canvas = StrokeCanvas(Strokes(*map(torch.cat, parts)), size=64)
     guide = Guide(model, [[text_target(model, "a castle")]] * 6, Perspectives(1), seeds=range(6))
     points, losses = [], []
@@ -173,17 +188,19 @@ def test_the_best_of_each_image_is_kept(model):
 
 
 def test_a_drawing_does_not_depend_on_its_batch(model):
-    _, alone = draw(["a frog"], model, steps=1, seed=1, **SMALL)
-    _, among = draw(["a castle", "a frog"], model, steps=1, seed=[0, 1], **SMALL)
+    alone = draw(["a frog"], model, steps=1, seed=1, **SMALL)
+    among = draw(["a castle", "a frog"], model, steps=1, seed=[0, 1], **SMALL)
     assert torch.allclose(alone.images[0], among.images[3], atol=0.02)
     assert torch.allclose(alone.losses[0], among.losses[3], atol=1e-4)
 
 
 @pytest.mark.parametrize("shapes", ["stroke", "fill", "pixel"])
 def test_drawing_raises_the_similarity(model, shapes, tmp_path):
-    bold = {"strokes": 49, "shapes": shapes, "size": 64, "width": (8.0, 100.0)}
-    canvas, ascent = draw(["a castle"], model, steps=12, augment=False, progress=False, **bold)
-    start = StrokeCanvas(starting_strokes(0, **bold), shapes, 64)
+    bold = Drawing(49, shapes, (8.0, 100.0))
+    ascent = draw(
+        ["a castle"], model, steps=12, augment=False, drawing=bold, size=64, options=QUIET
+    )
+    canvas, start = ascent.canvas, StrokeCanvas(starting_strokes(0, bold, 64), bold, 64)
     guide = Guide(model, [[text_target(model, "a castle")]])
     assert ascent.losses < guide.loss(start.render()) - 0.04
     write_svg(tmp_path / "apple.svg", canvas.groups(0), (64, 64), torch.ones(3))
@@ -193,7 +210,7 @@ def test_drawing_raises_the_similarity(model, shapes, tmp_path):
 
 
 def test_negative_prompts_count_against(model):
-    _, ascent = draw(
+    ascent = draw(
         ["a castle"], model, steps=1, negative=["a frog", "a fox"], augment=False, **SMALL
     )
     texts = ("a castle", "a frog", "a fox")
@@ -205,7 +222,7 @@ def test_negative_prompts_count_against(model):
 
 
 def test_learning_rates_and_ranges_are_the_notebooks():
-    canvas = StrokeCanvas(starting_strokes(0, 8), steps=8)
+    canvas = StrokeCanvas(starting_strokes(0, Drawing(8)), steps=8)
     optimizer = canvas.optimizer()
     rates = []
     for _ in range(8):
@@ -224,7 +241,7 @@ def test_learning_rates_and_ranges_are_the_notebooks():
 
 
 def test_random_strokes_are_the_notebooks():
-    start = starting_strokes(0, 4000)
+    start = starting_strokes(0, Drawing(4000))
     assert start.points.shape == (1, 4000, 10, 2)
     assert (start.widths == 2).all()
     assert start.segments.unique().tolist() == [1, 2, 3]
@@ -241,15 +258,16 @@ def test_a_picture_gives_strokes_their_colours(tmp_path):
     picture.paste("red", (0, 0, 50, 80))
     picture.save(tmp_path / "flag.png")
     for shapes in ("stroke", "pixel"):
-        start = starting_strokes(0, 256, init=tmp_path / "flag.png", shapes=shapes, size=64)
-        image = StrokeCanvas(start, shapes, 64).render()[0]
+        drawing = Drawing(256, shapes, init=tmp_path / "flag.png")
+        image = StrokeCanvas(starting_strokes(0, drawing, 64), drawing, 64).render()[0]
         left, right = image[:, :, 4:28].mean((1, 2)), image[:, :, 36:60].mean((1, 2))
         assert left[0] > left[2] + 0.4 and right[2] > right[0] + 0.4
         assert image.mean((0,)).mean() < 0.6  # of white paper little is seen
 
 
 def test_pixels_have_no_seams():
-    canvas = StrokeCanvas(starting_strokes(0, 50, shapes="pixel", size=64), "pixel", 64)
+    drawing = Drawing(50, "pixel")
+    canvas = StrokeCanvas(starting_strokes(0, drawing, 64), drawing, 64)
     with torch.no_grad():
         canvas.colours[:] = torch.tensor([0.2, 0.4, 0.6, 1])
     assert canvas.points.shape[1] == 49
@@ -258,15 +276,16 @@ def test_pixels_have_no_seams():
 
 
 def test_a_palette_lets_colours_change_within_it():
-    palette = read_palette(["red", "00f", "#00FF00"])
+    drawing = Drawing(30, palette=["red", "00f", "#00FF00"])
+    palette = read_palette(drawing.palette)
     assert palette.tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
-    canvas = StrokeCanvas(starting_strokes(0, 30, palette=palette), palette=palette)
+    canvas = StrokeCanvas(starting_strokes(0, drawing), drawing)
     with torch.no_grad():
         canvas.colours[0, 0] = torch.tensor([0.4, 0.1, 0.45, 0.5])
-    inks = canvas.inks()
-    assert inks[0, 0].tolist() == pytest.approx([0, 0, 1, 0.5])
-    assert torch.cdist(inks[0, :, :3], palette).amin(1).max() < 1e-5
-    inks.sum().backward()
+    colours = canvas.painted_colours()
+    assert colours[0, 0].tolist() == pytest.approx([0, 0, 1, 0.5])
+    assert torch.cdist(colours[0, :, :3], palette).amin(1).max() < 1e-5
+    colours.sum().backward()
     assert (canvas.colours.grad == 1).all()
 
 
@@ -283,15 +302,16 @@ def test_perspectives_are_torchvisions():
     views, weights = Perspectives(120)(image, 160)
     assert views.shape == (1, 120, 3, 160, 160)
     assert weights.tolist() == pytest.approx([1 / 120] * 120)
-    found = views[0, :, 0]
+    ours = views[0, :, 0]
     for statistic in (torch.mean, torch.std):
-        ours = statistic(1 - found.mean((1, 2)))
-        assert ours == pytest.approx(statistic(1 - expected.mean((1, 2))).item(), rel=0.2)
-    # Black that comes in at the corners would show here.
-    assert (found.mean(0) - expected.mean(0)).abs().mean() < 0.03
+        assert statistic(1 - ours.mean((1, 2))) == pytest.approx(
+            statistic(1 - expected.mean((1, 2))).item(), rel=0.2
+        )
+    # Black that comes in at the corners would show in this mean.
+    assert (ours.mean(0) - expected.mean(0)).abs().mean() < 0.03
 
 
-def test_perspectives_are_alike_for_a_batch_and_white_stays_white():
+def test_perspectives_are_the_same_for_a_batch_and_white_stays_white():
     images = torch.rand(1, 3, 96, 96).repeat(3, 1, 1, 1).requires_grad_()
     views, _ = Perspectives()(images, 64)
     assert torch.allclose(views[0], views[2], atol=1e-6)

@@ -29,6 +29,7 @@ from clipag_plugins.pictures import read_picture, read_rgba
 from clipag_plugins.targets import style_target
 
 FEW = Losses(patches=4)
+QUIET = clip.RunOptions(progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_content_of_another_model(model, vanilla, photo):
 def test_vgg_that_cannot_be_had_is_one_sentence(monkeypatch, tmp_path, model):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(clip.ClipagError, match=r"vgg19-\w+\.pth elsewhere .* --content clip"):
+    with pytest.raises(clip.ClipagError, match=r"vgg19-\w+\.pth elsewhere .* `content` to clip"):
         contents.features_of("vgg19", model)
 
 
@@ -223,9 +224,9 @@ def test_a_networks_file(tmp_path):
     network, path = StyleNetwork(4), tmp_path / "n.safetensors"
     torch.nn.init.normal_(network.out.weight)
     networks.save(network, path, {"prompt": "a fire"})
-    again, facts = networks.load(path)
+    again, metadata = networks.load(path)
     image = torch.rand(1, 3, 24, 40)
-    assert facts == {"prompt": "a fire"} and torch.equal(again(image), network(image))
+    assert metadata == {"prompt": "a fire"} and torch.equal(again(image), network(image))
 
 
 def test_files_that_are_no_network(tmp_path):
@@ -262,7 +263,7 @@ def test_a_photo_nears_the_style(model, photo, network):
     before = guide.loss(photo[None]).item()
     ascents = [
         clipstyler.style(
-            photo, "a fire", model, losses=losses, network=network, steps=12, progress=False
+            photo, "a fire", model, losses=losses, network=network, steps=12, options=QUIET
         )
         for _ in range(2)
     ]
@@ -277,7 +278,7 @@ def test_content_is_kept_as_much_as_it_weighs(model, photo, network):
     def changed(weight):
         losses = replace(FEW, content_weight=weight)
         ascent = clipstyler.style(
-            photo, "a fire", model, losses=losses, network=network, steps=8, progress=False
+            photo, "a fire", model, losses=losses, network=network, steps=8, options=QUIET
         )
         return content(ascent.images).item()
 
@@ -289,7 +290,7 @@ def test_total_variation_makes_it_smooth(model, photo):
     def rough(tv):
         losses = replace(FEW, tv=tv, content_weight=0.0, whole=0.0)
         ascent = clipstyler.style(
-            photo, "a fire", model, losses=losses, network=False, steps=8, progress=False
+            photo, "a fire", model, losses=losses, network=False, steps=8, options=QUIET
         )
         return ascent.images.diff(dim=3).abs().mean()
 
@@ -298,7 +299,7 @@ def test_total_variation_makes_it_smooth(model, photo):
 
 def test_the_whole_picture_alone(model, photo):
     losses = Losses(patches=0)
-    ascent = clipstyler.style(photo, "a fire", model, losses=losses, steps=2, progress=False)
+    ascent = clipstyler.style(photo, "a fire", model, losses=losses, steps=2, options=QUIET)
     assert ascent.steps == 2
 
 
@@ -307,7 +308,7 @@ def test_a_network_goes_on(model, photo):
     for frame in (photo, photo.roll(2, 2)):
         before = network(frame[None]).detach()
         clipstyler.style(
-            frame, "a fire", model, losses=FEW, network=network, steps=3, progress=False
+            frame, "a fire", model, losses=FEW, network=network, steps=3, options=QUIET
         )
         with torch.no_grad():
             assert (network(frame[None]) - before).abs().max() > 1e-3
@@ -414,10 +415,10 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
     assert np.abs(np.asarray(out, int) - before).max() > 8
     assert main(["style", "--apply", "fire.safetensors", "photos", "--out", "all"]) == 0
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == ["0.png", "1.png"]
-    # A network from elsewhere may tell anything: a picture carries none of it.
-    told = {"prompt": "x", "Ø": "y", "Software": "z"}
-    save_file(load_file("fire.safetensors"), "told.safetensors", metadata=told)
-    assert main(["style", "--apply", "told.safetensors", "photos/0.png", "--out", "b.png"]) == 0
+    # A file from elsewhere may hold any metadata: pictures carry the known keys only.
+    metadata = {"prompt": "x", "Ø": "y", "Software": "z"}
+    save_file(load_file("fire.safetensors"), "other.safetensors", metadata=metadata)
+    assert main(["style", "--apply", "other.safetensors", "photos/0.png", "--out", "b.png"]) == 0
     assert Image.open("b.png").text.keys() == {"prompt", "photo", "network", "Software"}
 
 

@@ -525,7 +525,7 @@ def test_bad_input_is_named(pydiffvg, tmp_path):
         pydiffvg.save_svg(file, SIDE, SIDE, [bad], [group])
     assert not file.exists()
     file.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="100%"/>')
-    with pytest.raises(ClipagError, match="does not say how large"):
+    with pytest.raises(ClipagError, match="has no size"):
         pydiffvg.svg_to_scene(file)
     for text in ("no XML", "<html/>"):
         file.write_text(text)

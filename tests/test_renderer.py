@@ -20,7 +20,7 @@ from clipag_plugins.integrations.vector.paths import (
     polygon,
     rectangle,
 )
-from clipag_plugins.integrations.vector.renderer import over, render, render_paths, straight
+from clipag_plugins.integrations.vector.renderer import compose_on, render, render_paths, straight
 
 WHITE = torch.ones(3)
 SIDE = 64
@@ -117,7 +117,7 @@ def random_scene(side=SIDE):
 @pytest.mark.slow
 def test_pictures_are_those_of_resvg():
     scenes = [random_scene() for _ in range(200)]
-    drawn = over(render(scenes, (SIDE, SIDE)), WHITE)
+    drawn = compose_on(render(scenes, (SIDE, SIDE)), WHITE)
     for picture, scene in zip(drawn, scenes, strict=True):
         plain = resvg(scene, svg_path, zoom=1)[..., 0, 0]
         assert (picture - plain).abs().mean() < 2 / 255
@@ -248,7 +248,7 @@ def test_later_groups_lie_on_top_and_strokes_on_fills():
     image = render([[Group([square], fill=red), Group([square], fill=green)]], (16, 16))
     assert image[0, :, 8, 8].tolist() == pytest.approx([0.25, 0.5, 0, 0.75])
     assert straight(image)[0, :, 8, 8].tolist() == pytest.approx([1 / 3, 2 / 3, 0, 0.75])
-    assert over(image, WHITE)[0, :, 8, 8].tolist() == pytest.approx([0.5, 0.75, 0.25])
+    assert compose_on(image, WHITE)[0, :, 8, 8].tolist() == pytest.approx([0.5, 0.75, 0.25])
     image = render([[Group([square], fill=red, stroke=blue)]], (16, 16))
     assert image[0, :, 8, 4].tolist() == pytest.approx([0, 0, 1, 1])
 

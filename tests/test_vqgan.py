@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,20 @@ from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins import base, embedded
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.cli import main
+from clipag_plugins.defaults import CUT_AUGMENTS, CUT_METHODS, PUBLIC_VQGANS
 
 pytest.importorskip("taming")
 
 from clipag_plugins.integrations import vqgan
-from clipag_plugins.integrations.vqgan.canvas import _Clamp
-from clipag_plugins.integrations.vqgan.cutouts import AUGMENTS, METHODS, Cutouts
-from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_scenes
+from clipag_plugins.integrations.vqgan.canvas import GENERATE_PY_SETTINGS, _Clamp
+from clipag_plugins.integrations.vqgan.cutouts import AUGMENTS, Cutouts
+from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_scenes, with_prefix
 from clipag_plugins.integrations.vqgan.taming import taming
 from clipag_plugins.integrations.vqgan.weights import VQGANS, Address, load_vqgan, write_embedded
 
+QUIET = RunOptions(progress=False)
 SHAPE = {
     "double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32,
     "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0,
@@ -158,6 +162,15 @@ def test_prompts():
     assert parse_scenes("2001: a film:1") == [[Prompt("2001: a film")]]
 
 
+def test_a_prefix_is_put_before_every_text():
+    scenes = with_prefix(parse_scenes("a frog:2 | Alien: a poster:1 ^ a toad"), "oil painting of")
+    texts = [[prompt.text for prompt in scene] for scene in scenes]
+    assert texts == [
+        ["oil painting of a frog", "oil painting of Alien: a poster"], ["oil painting of a toad"]
+    ]  # fmt: skip
+    assert scenes[0][0].weight == 2
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "|", "a|", "a^", "^a", ":1", "a:", "a:b", "a:1:b", "a:nan", "a:inf", "a:0", "a:1:nan"],
@@ -165,6 +178,9 @@ def test_prompts():
 def test_malformed_prompts(text):
     with pytest.raises(clip.ClipagError, match="write text:weight:stop"):
         parse_scenes(text)
+
+
+ONE_VIEW = replace(GENERATE_PY_SETTINGS, views=clip.one_view)
 
 
 def target(model, text, weight, stop=-math.inf):
@@ -205,7 +221,7 @@ def test_a_stop_needs_the_spherical_distance(model):
 # Views
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CUT_METHODS)
 def test_cutouts(method):
     images = torch.rand(2, 3, 60, 90, requires_grad=True)
     cutouts = Cutouts(4, method)
@@ -218,6 +234,10 @@ def test_cutouts(method):
     assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
     torch.manual_seed(5)
     assert torch.equal(views[1:], cutouts(images[1:], 48)[0])  # whatever its neighbours
+
+
+def test_the_help_names_all_augmentations():
+    assert tuple(AUGMENTS) == CUT_AUGMENTS
 
 
 @pytest.mark.parametrize("name", AUGMENTS)
@@ -244,15 +264,17 @@ def test_a_story_in_scenes(model, tiny):
     def callback(step, images, losses):
         seen.append((step, losses.item()))
 
-    draw = {"steps": 7, "size": (20, 16), "views": Cutouts(2, "original"), "progress": False}
-    ascent = vqgan.draw("a cat ^ a dog:-1", model, tiny, callbacks=[callback], **draw)
+    settings = replace(GENERATE_PY_SETTINGS, views=Cutouts(2, "original"))
+    draw = {"steps": 7, "size": (20, 16), "callback": callback, "options": QUIET}
+    ascent = vqgan.draw("a cat ^ a dog:-1", model, tiny, settings=settings, **draw)
     assert ascent.steps == 7 and ascent.images.shape == (1, 3, 16, 20)
     # A loss of a negative weight is negative: the scenes are told apart.
     assert [(s, x < 0) for s, x in seen] == [
         *((s, False) for s in range(4)), *((s, True) for s in range(3, 8))
     ]  # fmt: skip
     seen.clear()
-    vqgan.draw("a cat ^ a dog:-1", model, tiny, change_every=3, callbacks=[callback], **draw)
+    settings = replace(settings, change_every=3)
+    vqgan.draw("a cat ^ a dog:-1", model, tiny, settings=settings, **draw)
     assert [x < 0 for _, x in seen] == [False] * 4 + [True] * 4 + [False] * 2
 
 
@@ -263,8 +285,8 @@ def test_it_comes_nearer_and_again_the_same(model, tiny):
     def callback(step, images, losses):
         reached.append(losses.item())
 
-    draw = {"steps": 20, "size": (32, 32), "progress": False}
-    vqgan.draw("a cat", model, tiny, callbacks=[callback], views=clip.one_view, **draw)
+    draw = {"steps": 20, "size": (32, 32), "options": QUIET}
+    vqgan.draw("a cat", model, tiny, callback=callback, settings=ONE_VIEW, **draw)
     assert min(reached[-5:]) < reached[0] - 0.01
     draw["steps"] = 3
     first, second = (vqgan.draw("a cat", model, tiny, seed=7, **draw) for _ in range(2))
@@ -278,7 +300,7 @@ def test_image_prompts(model, tiny, tmp_path):
     for prompt, pictures in (("", "green.png"), ("", "green.png:2"), ("a cat", "green.png")):
         ascent = vqgan.draw(
             prompt, model, tiny, image_prompts=str(tmp_path / pictures), steps=1, size=(16, 16),
-            views=clip.one_view, progress=False,
+            settings=ONE_VIEW, options=QUIET,
         )  # fmt: skip
         losses.append(ascent.losses.item())
     assert losses[1] == pytest.approx(2 * losses[0], rel=0.2) and losses[2] > losses[0]
@@ -451,7 +473,7 @@ def test_a_repository_of_the_hub(server):
 
 
 def test_every_name_has_an_address():
-    assert len(VQGANS) == 6
+    assert len(VQGANS) == 6 and tuple(VQGANS) == PUBLIC_VQGANS
     for address in VQGANS.values():
         assert address.config.startswith("https://") and address.weights.startswith("https://")
 
@@ -478,7 +500,9 @@ class Blind:
         if name.split(".")[0] == "taming":
             raise ModuleNotFoundError("No module named 'taming'", name="taming")
 sys.meta_path.insert(0, Blind())
+from clipag_plugins.arguments import RunOptions
 from clipag_plugins.cli import main
+from clipag_plugins.defaults import CUT_AUGMENTS, CUT_METHODS, PUBLIC_VQGANS
 sys.exit(main(["vqgan", "a frog", "--vqgan", "m.ckpt"]))
 """
     pair(tmp_path)
@@ -492,7 +516,7 @@ sys.exit(main(["vqgan", "a frog", "--vqgan", "m.ckpt"]))
 # The command
 
 
-def test_a_picture_with_its_facts(run, tmp_path):
+def test_a_picture_with_its_metadata(run, tmp_path):
     pair(tmp_path)
     command = "--steps 2 --size 30 20 --seed 3 --views 2 --vqgan m.ckpt --out frog.png"
     folders = "--trajectory t --frames f"
@@ -501,17 +525,17 @@ def test_a_picture_with_its_facts(run, tmp_path):
     assert result.stdout.splitlines()[0] == "frog.png"
     picture = Image.open(tmp_path / "frog.png")
     assert picture.size == (30, 20)
-    facts = {
+    metadata = {
         "prompt": "a frog:1 | red:-0.1",
         "seed": "3",
         "model": "clipag-mini",
         "vqgan": "m.ckpt",
     }
-    assert facts.items() <= picture.text.items()
+    assert metadata.items() <= picture.text.items()
     assert {path.name for path in (tmp_path / "f").iterdir()} == {
         f"frog-0000{n}.png" for n in range(3)
     }
-    assert facts.items() <= Image.open(tmp_path / "f" / "frog-00001.png").text.items()
+    assert metadata.items() <= Image.open(tmp_path / "f" / "frog-00001.png").text.items()
     assert (tmp_path / "t" / "frog.gif").is_file()
 
 
@@ -533,6 +557,9 @@ def test_generate_pys_own_options(tmp_path, monkeypatch):
         (["a", "--size", "8", "8"], "choose sides"),
         (["a", "--size", "8", "8", "8"], "width and height"),
         (["a", "--steps", "0"], "at least 1"),
+        (["a", "--change-every", "0"], "--change-every is 0"),
+        (["a", "--views", "0"], "--views is 0"),
+        (["a", "--cut-method", "newest"], "--cut-method is"),
         (["a", "--rate", "nan"], "learning rate"),
         (["a", "--vqgan", "none.ckpt"], "no VQGAN called"),
         (["a", "--init", "none.png"], "no picture at"),
@@ -568,6 +595,17 @@ def test_the_example(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert Image.open(tmp_path / "vqgan_clip.png").size == (64, 64)
+
+
+def test_settings_are_those_of_the_loaded_vqgan(tiny):
+    assert vqgan.settings_for(load_vqgan()).init == "gmm"
+    assert vqgan.settings_for(tiny) == GENERATE_PY_SETTINGS
+
+
+def test_old_names_can_be_imported():
+    from clipag_plugins.integrations import cutouts, vqgan_weights
+
+    assert cutouts.Cutouts is Cutouts and vqgan_weights.load_vqgan is load_vqgan
 
 
 def test_the_embedded_one_as_taming_wants_it(tmp_path):

@@ -1,16 +1,22 @@
 """clipag draw: CLIPDraw's strokes."""
 
 import argparse
+from typing import cast
 
+from ..defaults import SHAPES, STROKE_STEPS, STROKE_WIDTH, STROKES
 from .options import (
     Commands,
     add_picture_options,
     choose_device,
-    code_of,
     command,
-    made_by,
+    exit_code,
+    model_metadata,
     need_target,
+    new_trajectory,
     plan,
+    prefixed,
+    run_options,
+    save_trajectory,
 )
 
 EXAMPLES = """\
@@ -29,21 +35,22 @@ def add(commands: Commands) -> None:
     draw.set_defaults(run=_run)
     add_picture_options(draw, suffix=".svg")
     add = draw.add_argument
-    add("--steps", type=int, default=250, help="updates (default: %(default)s)")
-    add("--strokes", type=int, default=256, help="paths of a drawing (default: %(default)s)")
+    add("--steps", type=int, default=STROKE_STEPS, help="updates (default: %(default)s)")
+    add("--strokes", type=int, default=STROKES, help="paths of a drawing (default: %(default)s)")
     add(
         "--shapes",
-        choices=["stroke", "fill", "pixel"],
-        default="stroke",
+        choices=SHAPES,
+        default=SHAPES[0],
         help="curves, filled closed curves, or a grid of squares (default: %(default)s)",
     )
     add(
         "--width",
         type=float,
         nargs=2,
-        default=(2.0, 100.0),
+        default=STROKE_WIDTH,
         metavar=("LEAST", "MOST"),
-        help="of strokes, which start with the least, in 224ths of the side (default: 2 100)",
+        help="width of strokes, which start with the least, in 224ths of the side (default: "
+        "{:g} {:g})".format(*STROKE_WIDTH),
     )
     add("--palette", metavar="COLOUR,…", help="the only colours to use, as e63946 or by name")
     add(
@@ -57,18 +64,18 @@ def add(commands: Commands) -> None:
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="look at 4 random views, not at the drawing itself (default: --augment)",
+        help="guide by 4 random views instead of the drawing itself (default: --augment)",
     )
     add(
         "--init",
         default="random",
         metavar="random|IMAGE",
-        help="where to start: from a picture, strokes have its colours (default: %(default)s)",
+        help="where to start: strokes take their colours from a picture (default: %(default)s)",
     )
 
 
 def _run(options: argparse.Namespace) -> int:
-    seeds, drawn, outputs = plan(options, ".svg")
+    seeds, pictures, outputs = plan(options, ".svg")
     for path in outputs:
         need_target(path.with_suffix(".png"), [options.init])
 
@@ -78,35 +85,33 @@ def _run(options: argparse.Namespace) -> int:
     from ..integrations import clipdraw
     from ..integrations.vector.svg import write_svg
     from ..pictures import save_png, to_pil
-    from ..trajectory import Trajectory, save_gif
+    from ..trajectory import save_gif
 
+    drawing = clipdraw.Drawing(
+        options.strokes,
+        options.shapes,
+        tuple(options.width),
+        options.palette.split(",") if options.palette is not None else (),
+        options.init,
+    )
     model = load_model(options.model, choose_device(options.device))
-    trajectory = Trajectory(options.steps) if options.trajectory is not None else None
-    canvas, ascent = clipdraw.draw(
-        options.prompts,
+    trajectory = new_trajectory(options, options.steps)
+    ascent = clipdraw.draw(
+        [prefixed(options, prompt) for prompt in options.prompts],
         model,
-        strokes=options.strokes,
         steps=options.steps,
         seed=seeds,
         size=options.size,
+        drawing=drawing,
         negative=options.negative,
         augment=options.augment,
-        init=options.init,
-        shapes=options.shapes,
-        width=tuple(options.width),
-        palette=options.palette.split(",") if options.palette is not None else (),
-        prefix=options.prefix,
-        truncate=options.truncate,
-        precision=options.precision,
-        max_views=options.max_views,
-        compile=options.compile,
         callback=trajectory,
+        options=run_options(options),
     )
-    with torch.no_grad():
-        images = canvas.render()
-    facts = [
+    canvas = cast("clipdraw.StrokeCanvas", ascent.canvas)
+    metadata = [
         {
-            "prompt": f"{options.prefix} {prompt}".strip(),
+            "prompt": prefixed(options, prompt),
             "negative": "; ".join(options.negative) or "none",
             "seed": seed,
             "size": options.size,
@@ -117,21 +122,20 @@ def _run(options: argparse.Namespace) -> int:
             "palette": options.palette or "any",
             "views": "augmented" if options.augment else "the drawing itself",
             "init": options.init,
-            **made_by(model, options.precision),
+            **model_metadata(model, options.precision),
         }
-        for prompt, seed in drawn
+        for prompt, seed in pictures
     ]
-    for number, (path, own) in enumerate(zip(outputs, facts, strict=True)):
+    for number, (path, each) in enumerate(zip(outputs, metadata, strict=True)):
         groups, size = canvas.groups(number), (options.size, options.size)
-        write_svg(path, groups, size, background=torch.ones(3), facts=own)
+        write_svg(path, groups, size, background=torch.ones(3), metadata=each)
         print(path)
-        save_png(to_pil(images[number]), path.with_suffix(".png"), own)
+        save_png(to_pil(ascent.images[number]), path.with_suffix(".png"), each)
         print(path.with_suffix(".png"))
+    save_trajectory(options, trajectory, ascent, outputs, metadata)
     if trajectory is not None:
-        for path in trajectory.save(options.trajectory, images, outputs, facts):
-            print(path)
         for output, frames in zip(outputs, clipdraw.stroke_by_stroke(canvas), strict=True):
             path = options.trajectory / f"{output.stem}-strokes.gif"
             save_gif(frames, path)
             print(path)
-    return code_of(ascent)
+    return exit_code(ascent)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..defaults import STROKES
 from .eval_options import add_metrics, compute_options, picture_metrics, write_report
 from .options import Commands, command, seed_number
 
@@ -24,7 +25,7 @@ def add(kinds: Commands) -> None:
     add_metrics(table1)
     _add_drawing(table1, ["clip-mini", "clipag-mini"])
     table1.add_argument(
-        "--strokes", type=int, default=256, help="of a drawing (default: %(default)s)"
+        "--strokes", type=int, default=STROKES, help="of a drawing (default: %(default)s)"
     )
     examples = TABLE_EXAMPLES.format(name="table2")
     table2 = command(kinds, "table2", "generator-free pictures of captions", examples)

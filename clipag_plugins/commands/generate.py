@@ -6,12 +6,14 @@ from .options import (
     Commands,
     add_picture_options,
     choose_device,
-    code_of,
     command,
-    made_by,
+    exit_code,
+    model_metadata,
+    new_trajectory,
     plan,
     prefixed,
     run_options,
+    save_trajectory,
 )
 
 EXAMPLES = """\
@@ -48,23 +50,23 @@ def add(commands: Commands) -> None:
     add(
         "--tries",
         type=int,
-        help="starts a picture, of which the best outcome is kept (default: what suits the model)",
+        help="starts for each picture, of which the best result is kept (default: what suits the "
+        "model)",
     )
 
 
 def _run(options: argparse.Namespace) -> int:
-    seeds, drawn, outputs = plan(options, ".png")
+    seeds, pictures, outputs = plan(options, ".png")
 
     from ..hub import load_model
     from ..pictures import save_png, to_pil
     from ..sampler import sample, settings_for
-    from ..trajectory import Trajectory
 
     model = load_model(options.model, choose_device(options.device))
     settings = settings_for(model)
     steps = settings.steps if options.steps is None else options.steps
     tries = settings.tries_of(options.tries, options.init)
-    trajectory = Trajectory(steps) if options.trajectory is not None else None
+    trajectory = new_trajectory(options, steps)
     ascent = sample(
         [prefixed(options, prompt) for prompt in options.prompts],
         model,
@@ -77,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
         callback=trajectory,
         options=run_options(options),
     )
-    facts = [
+    metadata = [
         {
             "prompt": prefixed(options, prompt),
             "seed": seed,
@@ -86,15 +88,12 @@ def _run(options: argparse.Namespace) -> int:
             "views": settings.views_of(options.views).count,
             "init": options.init,
             "tries": tries,
-            **made_by(model, options.precision),
+            **model_metadata(model, options.precision),
         }
-        for prompt, seed in drawn
+        for prompt, seed in pictures
     ]
-    for image, path, own in zip(ascent.images, outputs, facts, strict=True):
-        save_png(to_pil(image), path, own)
+    for image, path, each in zip(ascent.images, outputs, metadata, strict=True):
+        save_png(to_pil(image), path, each)
         print(path)
-    if trajectory is not None:
-        images = ascent.images
-        for path in trajectory.save(options.trajectory, images, outputs, facts, ascent.rows):
-            print(path)
-    return code_of(ascent)
+    save_trajectory(options, trajectory, ascent, outputs, metadata)
+    return exit_code(ascent)

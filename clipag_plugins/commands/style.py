@@ -2,22 +2,39 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from ..defaults import (
+    STYLE_CONTENT,
+    STYLE_CONTENT_WEIGHT,
+    STYLE_PATCHES,
+    STYLE_SIZE,
+    STYLE_STEPS,
+    STYLE_STRENGTH,
+    STYLE_THRESHOLD,
+    STYLE_TRAINING_SIZE,
+    STYLE_TRAINING_STEPS,
+    STYLE_TV,
+    STYLE_WHOLE,
+)
 from ..errors import INTERRUPTED, ClipagError
 from ..files import require_writable_folder, require_writable_or_creatable
 from .options import (
     Commands,
+    add_model,
     add_run_options,
+    add_seed,
     choose_device,
-    code_of,
     command,
-    made_by,
+    exit_code,
+    model_metadata,
     need_target,
+    new_trajectory,
     output_paths,
-    seed_number,
+    run_options,
+    save_trajectory,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +52,8 @@ examples:
   clipag style --train-on photos/ "fire" --out fire.safetensors   one network for many pictures
   clipag style --apply fire.safetensors a.jpg b.jpg --out styled/
 """
-# Everything else says how to style, which its network has learned.
-TAKEN_BY_APPLY = {"apply", "command", "device", "inputs", "out", "run", "size"}
+# The other options say how to style, which the network of --apply has learned already.
+APPLY_OPTIONS = {"apply", "command", "device", "inputs", "out", "run", "size"}
 
 
 def add(commands: Commands) -> None:
@@ -47,37 +64,41 @@ def add(commands: Commands) -> None:
     style.set_defaults(run=lambda options: _run(options, style))
     add = style.add_argument
     add("inputs", nargs="*", metavar="IMAGE … TEXT",
-        help="photos, or a folder of them, and last the style; with --train-on the style alone, "
-        "with --apply photos alone")  # fmt: skip
+        help="photos, or a folder of them, then the style; only the style with --train-on, only "
+        "photos with --apply")  # fmt: skip
     add("--network", action=argparse.BooleanOptionalAction, default=True,
         help="train a style network on the photo, or change its pixels (default: --network)",
     )  # fmt: skip
     add("--keep-network", action="store_true",
-        help="go on with the network of the photo before: for the frames of a video")  # fmt: skip
+        help="go on with the network of the previous photo: for the frames of a video")  # fmt: skip
     add("--train-on", type=Path, metavar="DIR", help="train one network on the photos in a folder")
     add("--apply", type=Path, metavar="NETWORK.safetensors",
         help="repaint with a network that --train-on made, in one pass")  # fmt: skip
-    add("--model", default="clipag-mini",
-        help="what guides: a known model or a weights file (default: %(default)s)")  # fmt: skip
-    add(
-        "--seed", type=seed_number, default=0, help="same seed, same picture (default: %(default)s)"
-    )
+    add_model(style)
+    add_seed(style)
     add("--size", type=int,
         help="most pixels of the longer side, the shape is kept; the side of the squares to train "
-        "on (default: 512, of squares 224)")  # fmt: skip
-    add("--steps", type=int, help="updates (default: 100; 400 to train on a folder)")
-    add("--strength", type=float, help="weight of the style (default: 1)")
-    add("--patches", type=int, help="random crops an update, 0 for none (default: 32)")
-    add("--threshold", type=float,
-        help="crops nearer to the style, in 1 - cosine, stop leading; the paper's is 0.7 "
-        "(default: 0)")  # fmt: skip
-    add("--whole", type=float, help="weight of the whole picture's style (default: 0.056)")
-    add("--content", metavar="clip|vgg19|MODEL",
-        help="whose features hold the content: those of the model that guides, VGG19's or "
-        "another model's (default: clip)")  # fmt: skip
-    add("--content-weight", type=float, help="weight of the content (default: 0.05)")
-    add("--tv", type=float, help="weight of the total variation (default: 0)")
-    add("--templates", action=argparse.BooleanOptionalAction,
+        f"on (default: {STYLE_SIZE}, of squares {STYLE_TRAINING_SIZE})")  # fmt: skip
+    add("--steps", type=int,
+        help=f"updates (default: {STYLE_STEPS}; {STYLE_TRAINING_STEPS} to train on a folder)",
+    )  # fmt: skip
+    add("--strength", type=float, default=STYLE_STRENGTH,
+        help="weight of the style (default: %(default)g)")  # fmt: skip
+    add("--patches", type=int, default=STYLE_PATCHES,
+        help="random crops an update, 0 for none (default: %(default)s)")  # fmt: skip
+    add("--threshold", type=float, default=STYLE_THRESHOLD,
+        help="crops nearer to the style, in 1 - cosine, stop pulling; the paper's is 0.7 "
+        "(default: %(default)g)")  # fmt: skip
+    add("--whole", type=float, default=STYLE_WHOLE,
+        help="weight of the whole picture's style (default: %(default).3f)")  # fmt: skip
+    add("--content", default=STYLE_CONTENT, metavar="clip|vgg19|MODEL",
+        help="the network of the content features: the model that guides, VGG19 or another model "
+        "(default: %(default)s)")  # fmt: skip
+    add("--content-weight", type=float, default=STYLE_CONTENT_WEIGHT,
+        help="weight of the content (default: %(default)s)")  # fmt: skip
+    add("--tv", type=float, default=STYLE_TV,
+        help="weight of the total variation (default: %(default)g)")  # fmt: skip
+    add("--templates", action=argparse.BooleanOptionalAction, default=True,
         help="average the text over CLIP's 80 templates (default: --templates)")  # fmt: skip
     add_run_options(style)
     add("--out", type=Path,
@@ -92,7 +113,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         return _train(options)
     if options.apply is None:
         return _style(options)
-    for name in sorted(vars(options).keys() - TAKEN_BY_APPLY):
+    for name in sorted(vars(options).keys() - APPLY_OPTIONS):
         if getattr(options, name) != parser.get_default(name):
             raise ClipagError(
                 f"--apply takes a network as it is: leave --{name.replace('_', '-')} out."
@@ -113,39 +134,34 @@ def _style(options: argparse.Namespace) -> int:
     from ..arguments import check_extent
     from ..hub import load_model
     from ..integrations import clipstyler
-    from ..integrations.clipstyler import styling
-    from ..integrations.clipstyler.network import StyleNetwork
-    from ..trajectory import Trajectory
 
     losses = _losses(options)
-    steps = styling.STEPS if options.steps is None else options.steps
-    size = styling.SIZE if options.size is None else options.size
+    steps = STYLE_STEPS if options.steps is None else options.steps
+    size = STYLE_SIZE if options.size is None else options.size
     check_extent(steps, size)
     model = load_model(options.model, choose_device(options.device))
     torch.manual_seed(options.seed)
-    kept = StyleNetwork() if options.keep_network else None
+    network = clipstyler.StyleNetwork() if options.keep_network else options.network
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
         try:
             image, alpha = _read(photo, size)
         except ClipagError as error:
-            code = _passed_over(error, photos)
+            code = _skipped(error, photos)
             continue
-        trajectory = None if options.trajectory is None else Trajectory(steps)
+        trajectory = new_trajectory(options, steps)
         ascent = clipstyler.style(
             image,
             text,
             model,
             losses=losses,
-            network=options.network if kept is None else kept,
+            network=network,
             steps=steps,
             seed=options.seed,
-            truncate=options.truncate,
-            precision=options.precision,
-            max_views=options.max_views,
             callback=trajectory,
+            options=run_options(options),
         )
-        facts = {
+        metadata = {
             "prompt": text,
             "photo": photo.name,
             "seed": options.seed,
@@ -153,15 +169,13 @@ def _style(options: argparse.Namespace) -> int:
             "steps": ascent.steps,
             "network": "kept" if options.keep_network else "yes" if options.network else "none",
             **vars(losses),
-            **made_by(model, options.precision),
+            **model_metadata(model, options.precision),
         }
-        _save(ascent.images[0], alpha, path, facts)
-        if trajectory is not None:
-            for written in trajectory.save(options.trajectory, ascent.images, [path], [facts]):
-                print(written)
+        _save(ascent.images[0], alpha, path, metadata)
+        save_trajectory(options, trajectory, ascent, [path], [metadata])
         if ascent.interrupted:
-            return code_of(ascent)
-    _say_content(losses, model.name)
+            return exit_code(ascent)
+    _report_content(losses, model.name)
     return code
 
 
@@ -184,23 +198,14 @@ def _train(options: argparse.Namespace) -> int:
     from ..hub import load_model
     from ..integrations import clipstyler
     from ..integrations.clipstyler import network as networks
-    from ..integrations.clipstyler import styling
-    from ..pictures import read_picture
 
     losses = _losses(options)
-    readable = []
-    for photo in photos:  # all before the training, of which none may be lost
-        try:
-            read_picture(photo)
-        except ClipagError as error:
-            _passed_over(error, photos)
-        else:
-            readable.append(photo)
-    steps = styling.TRAINING_STEPS if options.steps is None else options.steps
-    size = styling.TRAINING_SIDE if options.size is None else options.size
+    readable = _readable(photos)
+    steps = STYLE_TRAINING_STEPS if options.steps is None else options.steps
+    size = STYLE_TRAINING_SIZE if options.size is None else options.size
     check_extent(steps, size)
     model = load_model(options.model, choose_device(options.device))
-    network, done = clipstyler.train(
+    ascent = clipstyler.train(
         readable,
         text,
         model,
@@ -208,16 +213,18 @@ def _train(options: argparse.Namespace) -> int:
         steps=steps,
         size=size,
         seed=options.seed,
-        truncate=options.truncate,
-        precision=options.precision,
-        max_views=options.max_views,
+        options=run_options(options),
     )
-    facts = {"prompt": text, "seed": options.seed, "model": model.name, "steps": done}
-    networks.save(network, options.out, {key: str(value) for key, value in facts.items()})
+    metadata = {"prompt": text, "seed": options.seed, "model": model.name, "steps": ascent.steps}
+    network = cast("clipstyler.StyleCanvas", ascent.canvas).network
+    networks.save(network, options.out, {key: str(value) for key, value in metadata.items()})
     print(options.out)
-    _say_content(losses, model.name)
-    if done < steps:
-        print(f"clipag: interrupted after {done} steps; the network is kept.", file=sys.stderr)
+    _report_content(losses, model.name)
+    if ascent.interrupted:
+        print(
+            f"clipag: interrupted after {ascent.steps} steps; the network is kept.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     return 0
 
@@ -230,28 +237,32 @@ def _apply(options: argparse.Namespace) -> int:
     from ..arguments import check_extent
     from ..integrations import clipstyler
     from ..integrations.clipstyler import network as networks
-    from ..integrations.clipstyler import styling
 
-    size = styling.SIZE if options.size is None else options.size
+    size = STYLE_SIZE if options.size is None else options.size
     check_extent(1, size)
     device = choose_device(options.device)
-    network, facts = networks.load(options.apply)
+    network, network_metadata = networks.load(options.apply)
     network.to(device)
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
         try:
             image, alpha = _read(photo, size)
         except ClipagError as error:
-            code = _passed_over(error, photos)
+            code = _skipped(error, photos)
             continue
         repainted = clipstyler.apply(network, image.to(device))
-        made_by = {"photo": photo.name, "network": options.apply.name, "Software": "clipag-plugins"}
-        _save(repainted, alpha, path, {**facts, **made_by})
+        metadata = {
+            **network_metadata,
+            "photo": photo.name,
+            "network": options.apply.name,
+            "Software": "clipag-plugins",
+        }
+        _save(repainted, alpha, path, metadata)
     return code
 
 
 def _text(options: argparse.Namespace, text: str, images: Sequence[str]) -> str:
-    """Return the style with its prefix, after making sure that it is one and not a photo."""
+    """Return the style with its prefix; raise ClipagError if it is missing or a photo."""
     if not text.strip() or (not images and Path(text).exists()):
         raise ClipagError("There is no style: say it after the photo, as clipag style IMAGE TEXT.")
     if not images:
@@ -264,24 +275,24 @@ def _text(options: argparse.Namespace, text: str, images: Sequence[str]) -> str:
 def _plan(
     options: argparse.Namespace, images: Sequence[str], style: str
 ) -> tuple[list[Path], list[Path]]:
-    """Return the photos and where each is written; what can be refused is refused here."""
-    named = [Path(image) for image in images]
+    """Return the photos and where each is written, after checking that this is possible."""
+    inputs = [Path(image) for image in images]
     photos = [
-        photo for path in named for photo in (_pictures_in(path) if path.is_dir() else [path])
+        photo for path in inputs for photo in (_pictures_in(path) if path.is_dir() else [path])
     ]
     out: Path | None = options.out
-    if len(named) == 1 and not named[0].is_dir():
-        outputs = output_paths([(f"{named[0].stem} {style}", options.seed)], out, ".png")
+    if len(inputs) == 1 and not inputs[0].is_dir():
+        outputs = output_paths([(f"{inputs[0].stem} {style}", options.seed)], out, ".png")
     elif out is None or (out.suffix.lower() == ".png" and not out.is_dir()):
         raise ClipagError(f"--out must name a folder for {len(photos)} pictures.")
     else:
         require_writable_or_creatable(out)
         outputs = [out / f"{photo.stem}.png" for photo in photos]
-    seen: dict[Path, Path] = {}
+    photo_of: dict[Path, Path] = {}
     for photo, path in zip(photos, outputs, strict=True):
-        if path in seen:
-            raise ClipagError(f"{seen[path]} and {photo} would both become {path}: rename one.")
-        seen[path] = photo
+        if path in photo_of:
+            raise ClipagError(f"{photo_of[path]} and {photo} would both become {path}: rename one.")
+        photo_of[path] = photo
         need_target(path, [photo])
     return photos, outputs
 
@@ -292,11 +303,11 @@ def _pictures_in(folder: Path) -> list[Path]:
 
     if not folder.is_dir():
         raise ClipagError(f"There is no folder {folder}: name one with photos.")
-    known = Image.registered_extensions()
+    suffixes = Image.registered_extensions()
     pictures = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in known and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
     if not pictures:
         raise ClipagError(f"There is no picture in {folder}: name a folder with photos.")
@@ -308,14 +319,29 @@ def _losses(options: argparse.Namespace) -> "Losses":
 
     names = ("strength", "patches", "threshold", "whole", "content", "content_weight", "tv",
              "templates")  # fmt: skip
-    chosen = {name: getattr(options, name) for name in names}
-    return Losses(**{name: value for name, value in chosen.items() if value is not None})
+    return Losses(**{name: getattr(options, name) for name in names})
 
 
-def _say_content(losses: "Losses", model: str) -> None:
+def _report_content(losses: "Losses", model: str) -> None:
+    """Say on stderr which network's features were compared with those of the photo."""
     if losses.content_weight:
-        whose = f"{model}'s own" if losses.content == "clip" else f"{losses.content}'s"
-        print(f"clipag: the content was held by {whose} features.", file=sys.stderr)
+        network = f"{model}'s own" if losses.content == "clip" else f"{losses.content}'s"
+        print(f"clipag: the content was compared by {network} features.", file=sys.stderr)
+
+
+def _readable(photos: Sequence[Path]) -> list[Path]:
+    """Return the photos that can be read, so that a training does not stop at a bad one."""
+    from ..pictures import read_picture
+
+    readable = []
+    for photo in photos:
+        try:
+            read_picture(photo)
+        except ClipagError as error:
+            _skipped(error, photos)
+        else:
+            readable.append(photo)
+    return readable
 
 
 def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
@@ -327,26 +353,26 @@ def _read(photo: Path, size: int) -> "tuple[Tensor, Image.Image | None]":
     scale = min(1.0, size / max(picture.size))
     width, height = (max(1, round(side * scale)) for side in picture.size)
     alpha = picture.getchannel("A").resize((width, height))
-    seen_through = alpha.getextrema() != (255, 255)
+    is_transparent = alpha.getextrema() != (255, 255)
     image = from_pil(on_white(picture), (width, height))
     check_sides(image[None])
-    return image, alpha if seen_through else None
+    return image, alpha if is_transparent else None
 
 
 def _save(
-    image: "Tensor", alpha: "Image.Image | None", path: Path, facts: dict[str, object]
+    image: "Tensor", alpha: "Image.Image | None", path: Path, metadata: Mapping[str, object]
 ) -> None:
     from ..pictures import save_png, to_pil
 
     picture = to_pil(image)
     if alpha is not None:
         picture.putalpha(alpha)
-    save_png(picture, path, facts)
+    save_png(picture, path, metadata)
     print(path)
 
 
-def _passed_over(error: ClipagError, photos: Sequence[Path]) -> int:
-    """Say why a photo was passed over, where there are others; return the exit code."""
+def _skipped(error: ClipagError, photos: Sequence[Path]) -> int:
+    """Report a skipped photo and return the exit code; raise if there is no other photo."""
     if len(photos) == 1:
         raise error
     print(f"clipag: {error}", file=sys.stderr)

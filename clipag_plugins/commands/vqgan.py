@@ -2,20 +2,42 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..defaults import (
+    CUT_AUGMENTS,
+    CUT_METHODS,
+    CUT_POWER,
+    PUBLIC_VQGANS,
+    SIDE,
+    VQGAN,
+    VQGAN_STEPS,
+)
 from ..errors import ClipagError
 from ..files import require_writable_or_creatable
 from .options import (
     Commands,
+    add_model,
     add_run_options,
+    add_seed,
     choose_device,
-    code_of,
     command,
-    made_by,
+    exit_code,
+    model_metadata,
+    new_trajectory,
     output_paths,
-    seed_number,
+    run_options,
+    save_trajectory,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..ascent import Callback
+    from ..integrations.vqgan import VqganSettings
+
+# Options that are not called like the arguments of `Cutouts`.
+OPTION_NAMES = {"count": "--views", "method": "--cut-method", "power": "--cut-power"}
 EXAMPLES = """\
 examples:
   clipag vqgan "a green frog"
@@ -29,50 +51,47 @@ prompts are text:weight:stop, with | between those drawn at once and ^ between s
 
 
 def add(commands: Commands) -> None:
-    """Describe `clipag vqgan`."""
+    """Describe `clipag vqgan`, whose options have the names of generate.py as aliases."""
     vqgan = command(commands, "vqgan", "draw a prompt with a VQGAN (VQGAN+CLIP)", EXAMPLES)
-    vqgan.set_defaults(run=_run)
+    vqgan.set_defaults(run=_run, option_names=OPTION_NAMES)
     add = vqgan.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to draw; several make one picture each")
     add("-p", "--prompts", dest="more", metavar="PROMPT", help="the same, as an option")
     add("-ip", "--image-prompts", "--image_prompts", default="", metavar="IMAGE[:WEIGHT[:STOP]]",
-        help="pictures to be similar to, with | between them")  # fmt: skip
-    add("-m", "--model", "--clip_model", default="clipag-mini",
-        help="what guides: a known CLIP or a weights file (default: %(default)s)")  # fmt: skip
-    add("-ckpt", "--vqgan", "--vqgan_checkpoint", default="vqgan-mini", metavar="VQGAN",
-        help="what draws: vqgan_imagenet_f16_16384, vqgan_imagenet_f16_1024, gumbel_8192, wikiart, "
-        "coco, faceshq, a checkpoint, a folder or OWNER/NAME (default: %(default)s)")  # fmt: skip
+        help="pictures that it should look like, with | between them")  # fmt: skip
+    add_model(vqgan, "-m", "--clip_model")
+    add("-ckpt", "--vqgan", "--vqgan_checkpoint", default=VQGAN, metavar="VQGAN",
+        help=f"the VQGAN that draws: {', '.join(PUBLIC_VQGANS)}, a checkpoint, a folder or "
+        "OWNER/NAME (default: %(default)s)")  # fmt: skip
     add("-conf", "--vqgan-config", "--vqgan_config", type=Path, metavar="YAML",
         help="the config of a checkpoint (default: the .yaml beside it)")  # fmt: skip
-    add("-i", "--steps", "--iterations", type=int, help="updates, over all scenes")
-    add(
-        "-sd",
-        "--seed",
-        type=seed_number,
-        default=0,
-        help="same seed, same picture (default: %(default)s)",
-    )
-    add("-s", "--size", type=int, nargs="+", default=[224], metavar=("W", "H"),
-        help="width and height in pixels, or one for both (default: 224)")  # fmt: skip
+    add("-i", "--steps", "--iterations", type=int, default=VQGAN_STEPS,
+        help="updates, over all scenes (default: %(default)s)")  # fmt: skip
+    add_seed(vqgan, "-sd")
+    add("-s", "--size", type=int, nargs="+", default=[SIDE], metavar=("W", "H"),
+        help=f"width and height in pixels, or one for both (default: {SIDE})")  # fmt: skip
     add("-cuts", "--views", "--num_cuts", type=int,
         help="views an update (default: what suits the VQGAN)")  # fmt: skip
     add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
-        help="how views are cut: latest, original, updated, nrupdated, updatedpooling")  # fmt: skip
-    add("-cutp", "--cut-power", "--cut_power", type=float, default=1.0,
-        help="of random crops: above 1 they are rather small (default: %(default)s)")  # fmt: skip
+        help=f"how views are cut: {', '.join(CUT_METHODS)} (default: {CUT_METHODS[0]})",
+    )  # fmt: skip
+    add("-cutp", "--cut-power", "--cut_power", type=float, default=CUT_POWER,
+        help="exponent of the size of random crops: above 1 small crops are more frequent "
+        "(default: %(default)s)")  # fmt: skip
     add("-aug", "--augments", nargs="+", metavar="NAME",
-        help="what latest and nrupdated do to views: Ji Sh Gn Pe Ro Af Et Ts Cr Er Re")  # fmt: skip
+        help=f"augmentations of latest and nrupdated, in order: {' '.join(CUT_AUGMENTS)}",
+    )  # fmt: skip
     add("-in", "-ii", "--init", "--init_noise", "--init_image",
         metavar="gmm|noise|pixels|gradient|IMAGE",
         help="where to start (default: what suits the VQGAN)")  # fmt: skip
     add("-lr", "--rate", "--learning_rate", type=float,
         help="learning rate (default: what suits the VQGAN)")  # fmt: skip
     add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
-        help="length of a scene, around and around (default: all last equally long)")  # fmt: skip
+        help="steps of a scene; after the last scene the first follows again (default: the steps "
+        "are divided equally)")  # fmt: skip
     add_run_options(vqgan)
-    add(
-        "--frames", type=Path, metavar="DIR", help="write every step as a numbered PNG, for a video"
-    )
+    add("--frames", type=Path, metavar="DIR",
+        help="write every step as a numbered PNG, for a video")  # fmt: skip
     add("-vid", "--video", dest="frames", action="store_const", const=Path("steps"),
         help="the same as --frames steps")  # fmt: skip
     add("-o", "--out", "--output", type=Path,
@@ -86,79 +105,101 @@ def _run(options: argparse.Namespace) -> int:
     prompts = prompts or [""]
     if len(options.size) > 2:
         raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
+    outputs = _outputs(options, prompts)
+
+    from ..hub import load_model
+    from ..integrations import vqgan
+    from ..integrations.vqgan.prompts import parse_scenes, with_prefix
+    from ..pictures import save_png, to_pil
+    from ..trajectory import Frames
+
+    generator = vqgan.load_vqgan(options.vqgan, options.vqgan_config)
+    settings = _settings(options, vqgan.settings_for(generator))
+    model = load_model(options.model, choose_device(options.device))
+    for prompt, path in zip(prompts, outputs, strict=True):
+        metadata = _metadata(options, prompt, settings)
+        metadata |= model_metadata(model, options.precision)
+        trajectory = new_trajectory(options, options.steps)
+        frames = None if options.frames is None else Frames(options.frames, path.stem, metadata)
+        ascent = vqgan.draw(
+            with_prefix(parse_scenes(prompt), options.prefix) if prompt else "",
+            model,
+            generator,
+            image_prompts=options.image_prompts,
+            steps=options.steps,
+            seed=options.seed,
+            size=(options.size[0], options.size[-1]),
+            settings=settings,
+            callback=_in_turn(trajectory, frames),
+            options=run_options(options),
+        )
+        metadata["steps"] = ascent.steps
+        save_png(to_pil(ascent.images[0]), path, metadata)
+        print(path)
+        save_trajectory(options, trajectory, ascent, [path], [metadata])
+        if ascent.interrupted:
+            return exit_code(ascent)
+    return 0
+
+
+def _outputs(options: argparse.Namespace, prompts: list[str]) -> list[Path]:
+    """Check the prompts and the files, before torch is used, and return where to write."""
     from ..integrations.vqgan.prompts import parse_prompts, parse_scenes
 
     for prompt in prompts:
         parse_scenes(prompt or options.image_prompts)
-    pictures = parse_prompts(options.image_prompts) if options.image_prompts else []
-    sources = [picture.text for picture in pictures] + [options.init or ""]
-    named = [(prompt, options.seed) for prompt in prompts]
-    outputs = output_paths(named, options.out, ".png", sources)
+    image_prompts = parse_prompts(options.image_prompts) if options.image_prompts else []
+    sources = [picture.text for picture in image_prompts] + [options.init or ""]
+    pictures = [(prompt, options.seed) for prompt in prompts]
+    outputs = output_paths(pictures, options.out, ".png", sources)
     require_writable_or_creatable(options.trajectory)
     require_writable_or_creatable(options.frames)
+    return outputs
 
-    from ..hub import load_model
-    from ..integrations import vqgan
-    from ..integrations.vqgan.cutouts import Cutouts
-    from ..integrations.vqgan.weights import load_vqgan
-    from ..pictures import save_png, to_pil
-    from ..trajectory import Frames, Trajectory
 
-    drawing = load_vqgan(options.vqgan, options.vqgan_config)
-    settings = vqgan.settings_for(drawing)
-    init = settings.init if options.init is None else options.init
-    rate = settings.rate if options.rate is None else options.rate
-    chosen = {
-        "count": settings.views if options.views is None else options.views,
+def _settings(options: argparse.Namespace, defaults: "VqganSettings") -> "VqganSettings":
+    """Return the settings that suit the VQGAN, with what the options change."""
+    from ..integrations.vqgan import Cutouts, VqganSettings
+
+    cutouts = {
+        "count": defaults.views.count if options.views is None else options.views,
         "method": options.cut_method,
         "augments": options.augments,
         "power": options.cut_power,
     }
-    views = Cutouts(**{name: value for name, value in chosen.items() if value is not None})
-    model = load_model(options.model, choose_device(options.device))
-    steps = vqgan.STEPS if options.steps is None else options.steps
-    for prompt, path in zip(prompts, outputs, strict=True):
-        every = {
-            "prompt": prompt,
-            "image prompts": options.image_prompts,
-            "prefix": options.prefix,
-            "seed": options.seed,
-            "size": f"{options.size[0]} {options.size[-1]}",
-            "vqgan": options.vqgan,
-            "views": views,
-            "init": init,
-            "rate": rate,
-            "change every": options.change_every,
-            **made_by(model, options.precision),
-        }
-        facts = {key: value for key, value in every.items() if value not in ("", None)}
-        trajectory = None if options.trajectory is None else Trajectory(steps)
-        frames = None if options.frames is None else Frames(options.frames, path.stem, facts)
-        callbacks = [callback for callback in (trajectory, frames) if callback is not None]
-        ascent = vqgan.draw(
-            prompt,
-            model,
-            drawing,
-            image_prompts=options.image_prompts,
-            steps=steps,
-            seed=options.seed,
-            size=(options.size[0], options.size[-1]),
-            views=views,
-            init=init,
-            rate=rate,
-            change_every=options.change_every,
-            prefix=options.prefix,
-            truncate=options.truncate,
-            precision=options.precision,
-            max_views=options.max_views,
-            callbacks=callbacks,
-        )
-        facts["steps"] = ascent.steps
-        save_png(to_pil(ascent.images[0]), path, facts)
-        print(path)
-        if trajectory is not None:
-            for written in trajectory.save(options.trajectory, ascent.images, [path], [facts]):
-                print(written)
-        if ascent.interrupted:
-            return code_of(ascent)
-    return 0
+    return VqganSettings(
+        defaults.init if options.init is None else options.init,
+        defaults.rate if options.rate is None else options.rate,
+        Cutouts(**{name: value for name, value in cutouts.items() if value is not None}),
+        options.change_every,
+    )
+
+
+def _in_turn(*callbacks: "Callback | None") -> "Callback":
+    """Return a callback that calls all the given ones."""
+
+    def call(step: int, images: "Tensor", losses: "Tensor") -> None:
+        for callback in callbacks:
+            if callback is not None:
+                callback(step, images, losses)
+
+    return call
+
+
+def _metadata(
+    options: argparse.Namespace, prompt: str, settings: "VqganSettings"
+) -> dict[str, object]:
+    """Return what a picture says about itself, without empty values."""
+    metadata = {
+        "prompt": prompt,
+        "image prompts": options.image_prompts,
+        "prefix": options.prefix,
+        "seed": options.seed,
+        "size": f"{options.size[0]} {options.size[-1]}",
+        "vqgan": options.vqgan,
+        "views": settings.views,
+        "init": settings.init,
+        "rate": settings.rate,
+        "change every": settings.change_every,
+    }
+    return {key: value for key, value in metadata.items() if value not in ("", None)}

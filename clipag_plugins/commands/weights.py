@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..defaults import VQGAN
 from ..errors import ClipagError
 from ..files import require_writable_folder
 from .options import Commands, command, need_target
@@ -55,7 +56,7 @@ def _models(options: argparse.Namespace) -> int:
         for name, source in registry.MODELS.items():
             place = "embedded" if source.embedded else "cached" if hub.is_cached(name) else ""
             print(f"{name:{width}}  {source.megabytes:5} MB  {source.threat_model:14}  {place}")
-        print(f"{weights.EMBEDDED:{width}}  {'':8}  {'VQGAN':14}  embedded")
+        print(f"{VQGAN:{width}}  {'':8}  {'VQGAN':14}  embedded")
         for name, address in weights.VQGANS.items():
             place = "cached" if weights.is_cached(name) else ""
             size = f"{address.megabytes:5} MB" if address.megabytes else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..arguments import RunOptions
 from ..ascent import Ascent
 from ..base import ClipagModel
+from ..defaults import STROKE_STEPS, STROKES
 from ..errors import ClipagError
 from ..files import slug
 from ..hub import load_model
@@ -99,7 +100,7 @@ def table1(
     compute: ComputeOptions,
     *,
     steps: int | None = None,
-    strokes: int = clipdraw.STROKES,
+    strokes: int = STROKES,
     seed: int = 0,
 ) -> Report:
     """Make Table 1: CLIPDraw by a vanilla and a robust model, without and with augmentation.
@@ -123,7 +124,7 @@ def table1(
         raise ClipagError(f"`models` names {len(models)}: Table 1 compares two.")
     loaded = [load_model(name, compute.device) for name in models]
     weights = [fingerprint(model) for model in loaded]
-    steps = clipdraw.STEPS if steps is None else steps
+    steps = STROKE_STEPS if steps is None else steps
     folders: dict[str, Path] = {}
     rivals = []
     for augment in (False, True):
@@ -151,11 +152,15 @@ def table1(
 def _draw_strokes(
     model: ClipagModel, prompts: list[str], *, steps: int, strokes: int, seed: int, augment: bool
 ) -> Ascent:
-    _, ascent = clipdraw.draw(
-        prompts, model, strokes=strokes, steps=steps, seed=seed, augment=augment,
-        truncate=True, progress=False,
-    )  # fmt: skip
-    return ascent
+    return clipdraw.draw(
+        prompts,
+        model,
+        steps=steps,
+        seed=seed,
+        drawing=clipdraw.Drawing(strokes),
+        augment=augment,
+        options=RunOptions(truncate=True, progress=False),
+    )
 
 
 def table2(

@@ -1,4 +1,4 @@
-"""CLIPStyler's style network: a small U-Net that repaints one photo, or any."""
+"""CLIPStyler's style network: a small U-Net that repaints one photo, or any photo."""
 
 import itertools
 from pathlib import Path
@@ -15,20 +15,20 @@ from clipag_plugins.files import write_beside
 
 STRIDE = 8  # of the deepest level
 WIDEST = 256
-FACTS = ("prompt", "seed", "model", "steps")  # of a style, that its network's file tells
-# Black and white are brought this near: from there a change of tone still has a gradient.
+METADATA = ("prompt", "seed", "model", "steps")  # keys that a network's file may hold
+# Pixels are clamped to [DARKEST, 1 - DARKEST], since the logit has no gradient at black and white.
 DARKEST = 0.02
 
 
 class StyleNetwork(nn.Module):
-    """A U-Net of three levels that adds to a picture's logits.
+    """A U-Net of three levels that adds to the logits of a picture.
 
-    CLIPStyler's network draws the picture anew and spends its first steps on learning to copy
-    it. This one starts as the identity, so that every step goes into the style and so that what
-    it learned on one picture, or on many, serves for another.
+    CLIPStyler's network generates the whole picture, and its first steps only learn to copy it.
+    This network starts as the identity, so every step goes into the style, and a network that was
+    trained on some pictures can be applied to others.
 
     Args:
-        width: channels at full resolution; each level has twice those of the one above.
+        width: channels at full resolution; each level has twice as many as the one above.
     """
 
     def __init__(self, width: int = 16):
@@ -47,7 +47,7 @@ class StyleNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [0, 1], repainted, of any height and width."""
+        """Repaint images (B, 3, H, W) in [0, 1], of any height and width."""
         height, width = images.shape[-2:]
         x = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         x = F.relu(self.stem(x))
@@ -62,7 +62,7 @@ class StyleNetwork(nn.Module):
 
 
 class _Unit(nn.Module):
-    """A convolution, normalised image by image and channel by channel, and a ReLU."""
+    """A convolution, instance normalisation and a ReLU."""
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
@@ -74,32 +74,33 @@ class _Unit(nn.Module):
         return y
 
 
-def save(network: StyleNetwork, path: Path, facts: dict[str, str]) -> None:
-    """Write a network as .safetensors, with `facts` (those of `FACTS`) as its metadata."""
+def save(network: StyleNetwork, path: Path, metadata: dict[str, str]) -> None:
+    """Write a network as .safetensors, with metadata under the keys of `METADATA`."""
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with write_beside(path) as temporary:
-        save_file(state, temporary, metadata=facts)
+        save_file(state, temporary, metadata=metadata)
 
 
 def load(path: Path) -> tuple[StyleNetwork, dict[str, str]]:
-    """Read a network that `save` wrote, and its facts.
+    """Read a network that `save` wrote, and its metadata.
 
     Raises:
-        ClipagError: there is no such file, or it is not such a network.
+        ClipagError: there is no such file, or it is not a style network.
     """
     if not path.is_file():
-        raise ClipagError(f"There is no style network {path}: train one by --train-on.")
+        raise ClipagError(f"There is no style network {path}: train one first.")
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         width = len(state["stem.bias"])
     except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise ClipagError(f"{path} is not a style network: train one by --train-on.") from error
+        raise ClipagError(f"{path} is not a style network: train one first.") from error
     if not 1 <= width <= WIDEST:
         raise ClipagError(f"{path} is not a style network: it is {width} channels wide.")
     network = StyleNetwork(width)
     check_tensors(network.state_dict(), state, str(path))
     network.load_state_dict(state)
-    # Those alone: a picture will carry them, and a file may tell anything.
-    return network.requires_grad_(False), {key: told[key] for key in FACTS if key in told}
+    # Only known keys: pictures will carry them, and a file from elsewhere may hold anything.
+    known = {key: metadata[key] for key in METADATA if key in metadata}
+    return network.requires_grad_(False), known

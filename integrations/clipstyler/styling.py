@@ -1,7 +1,7 @@
-"""CLIPStyler: a photo repainted in the style of a text, with and without a style network.
+"""CLIPStyler: repaint a photo in the style of a text, with and without a style network.
 
-Kwon & Ye, "CLIPstyler: Image Style Transfer with a Single Text Condition", CVPR 2022. Without its
-network the pixels themselves are changed, as CLIPAG's gradients allow (Ganz & Elad, WACV 2024).
+Kwon & Ye, "CLIPstyler: Image Style Transfer with a Single Text Condition", CVPR 2022. Without the
+network the pixels themselves change, which CLIPAG's gradients allow (Ganz & Elad, WACV 2024).
 """
 
 import math
@@ -17,6 +17,18 @@ from clipag_plugins.arguments import SMALLEST, RunOptions, seeds_of
 from clipag_plugins.ascent import Ascent, Callback, Penalty, ascend
 from clipag_plugins.base import ClipagModel
 from clipag_plugins.canvas import Canvas, PixelCanvas
+from clipag_plugins.defaults import (
+    STYLE_CONTENT,
+    STYLE_CONTENT_WEIGHT,
+    STYLE_PATCHES,
+    STYLE_STEPS,
+    STYLE_STRENGTH,
+    STYLE_THRESHOLD,
+    STYLE_TRAINING_SIZE,
+    STYLE_TRAINING_STEPS,
+    STYLE_TV,
+    STYLE_WHOLE,
+)
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide
 from clipag_plugins.integrations.clipstyler.content import ContentLoss, features_of
@@ -25,63 +37,62 @@ from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.targets import Target, image_target, style_target
 from clipag_plugins.views import Views, one_view
 
-STEPS = 100
-SIZE = 512  # of the longer side
-RATE = 2e-3  # of Adam on a network's weights
-STEP_SIZE = 0.02  # of the pixels, as a root mean square
+RATE = 2e-3  # learning rate of Adam on a network's weights
+STEP_SIZE = 0.02  # length of a step of the pixels, as a root mean square
 MOST_PATCHES = 4096
-TRAINING_STEPS = 400
-TRAINING_SIDE = 224  # as CLIPStyler's fast variant crops its photos
-BATCH = 4
-LOOKS = 4  # updates on a batch of photos before the next one
+BATCH = 4  # photos that a training batch has
+UPDATES_PER_BATCH = 4
 
 
 @dataclass(frozen=True)
 class Losses:
-    """CLIPStyler's terms and what each weighs; one that weighs nothing is left out.
+    """The weights of CLIPStyler's loss terms; a term of weight 0 is left out.
 
     Args:
-        strength: weight of the style: of both directional terms.
-        patches: random crops an update, each tilted; their mean directional loss weighs 1.
+        strength: weight of the style, that is, of both directional terms.
+        patches: random crops for each update, each in a random perspective; their mean directional
+            loss has weight 1.
         patch: side of a crop, as a share of the picture's shorter side.
-        threshold: crops nearer to the style than this, in 1 − cosine, stop leading; 0 is never.
+        threshold: crops whose 1 − cosine to the style is below this stop pulling; 0 for never.
         whole: weight of the whole picture's directional loss.
-        content: whose features hold the content: "clip", the model's own, "vgg19", or the name
-            of another model.
-        content_weight: weight of the relative change of these features.
-        tv: weight of the total variation: along each axis, the mean step from pixel to pixel.
+        content: the network of the content features: "clip" for the model that guides, "vgg19",
+            or the name of another model.
+        content_weight: weight of the relative change of the content features.
+        tv: weight of the total variation: the mean step from pixel to pixel along each axis.
         templates: average the texts over CLIP's 80 ImageNet templates.
 
     Raises:
         ClipagError: a value is out of its range, or no style term is left.
     """
 
-    strength: float = 1.0
-    patches: int = 32
+    strength: float = STYLE_STRENGTH
+    patches: int = STYLE_PATCHES
     patch: float = 0.4
-    threshold: float = 0.0
-    whole: float = 500 / 9000  # the paper's weights
-    content: str = "clip"
-    content_weight: float = 0.05
-    tv: float = 0.0
+    threshold: float = STYLE_THRESHOLD
+    whole: float = STYLE_WHOLE
+    content: str = STYLE_CONTENT
+    content_weight: float = STYLE_CONTENT_WEIGHT
+    tv: float = STYLE_TV
     templates: bool = True
 
     def __post_init__(self) -> None:
         for name in ("strength", "threshold", "whole", "content_weight", "tv"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
-                raise ClipagError(f"{name} is {value}: choose a number, 0 or above.")
+                raise ClipagError(f"`{name}` is {value}: choose a number, 0 or above.")
         if not 0 <= self.patches <= MOST_PATCHES:
-            raise ClipagError(f"patches is {self.patches}: choose from 0 to {MOST_PATCHES}.")
+            raise ClipagError(f"`patches` is {self.patches}: choose from 0 to {MOST_PATCHES}.")
         if not 0 < self.patch <= 1:
-            raise ClipagError(f"patch is {self.patch}: choose a share of the side, up to 1.")
+            raise ClipagError(f"`patch` is {self.patch}: choose a share of the side, up to 1.")
         if self.strength == 0 or self.patches == self.whole == 0:
-            raise ClipagError("No style is left: strength, and patches or whole, must be above 0.")
+            raise ClipagError(
+                "There is no style term: `strength`, and `patches` or `whole`, must be above 0."
+            )
 
     def target(
         self, model: ClipagModel, text: str, image: Tensor, truncate: bool = False
     ) -> Target:
-        """Return what leads image (3, H, W) towards the style."""
+        """Return the directional target of an image (3, H, W)."""
         templates = None if self.templates else ["{}"]
         return style_target(
             model, text, image, self.strength, threshold=self.threshold, templates=templates,
@@ -94,16 +105,14 @@ class Losses:
         targets: Sequence[Target],
         images: Tensor,
         seed: int = 0,
-        precision: str = "auto",
-        max_views: int = 64,
+        options: RunOptions = RunOptions(),
     ) -> tuple[Guide, list[Penalty]]:
-        """Return the guide and the penalties for images (B, 3, H, W), with a target each."""
+        """Return the guide and the penalties for images (B, 3, H, W), each with its own target."""
 
         def guide(weight: float, stop: float, views: Views | None) -> Guide:
-            weighed = [[replace(t, weight=weight * t.weight, stop=stop)] for t in targets]
+            weighted = [[replace(t, weight=weight * t.weight, stop=stop)] for t in targets]
             seeds = [seed] * len(targets)
-            options = RunOptions(precision, max_views)
-            return Guide(model, weighed, views or one_view, seeds=seeds, options=options)
+            return Guide(model, weighted, views or one_view, seeds=seeds, options=options)
 
         guides = []
         if self.patches:
@@ -114,7 +123,7 @@ class Losses:
             guides.append(guide(1.0, self.threshold, views))
         if self.whole:
             guides.append(guide(self.whole, -math.inf, None))
-        penalties: list[Penalty] = [further.loss for further in guides[1:]]
+        penalties: list[Penalty] = [other.loss for other in guides[1:]]
         if self.content_weight:
             features = features_of(self.content, model)
             penalties.append(ContentLoss(features, images, self.content_weight, seed))
@@ -123,18 +132,18 @@ class Losses:
         return guides[0], penalties
 
     def _total_variation(self, images: Tensor) -> Tensor:
-        from kornia.losses import total_variation  # here, since it takes a second to import
+        from kornia.losses import total_variation  # imported late, since it takes a second
 
         variation: Tensor = total_variation(images, reduction="mean").mean(dim=1)
         return self.tv * variation
 
 
 class StyleCanvas(Canvas):
-    """What a style network makes of photos; the network is what changes.
+    """Photos, repainted by a style network whose weights are the parameters.
 
     Args:
         content: photos, (B, 3, H, W) in [0, 1].
-        network: by default a new one, which leaves the photos as they are.
+        network: by default a new one, which does not change the photos yet.
         rate: learning rate of Adam.
     """
 
@@ -147,7 +156,7 @@ class StyleCanvas(Canvas):
         self.rate = rate
 
     def render(self) -> Tensor:
-        """Return the photos repainted, (B, 3, H, W) in [0, 1]."""
+        """Return the repainted photos, (B, 3, H, W) in [0, 1]."""
         images: Tensor = self.network(self.content)
         return images
 
@@ -161,57 +170,51 @@ def style(
     text: str,
     model: ClipagModel,
     *,
-    losses: Losses | None = None,
+    losses: Losses = Losses(),
     network: StyleNetwork | bool = True,
-    steps: int = STEPS,
+    steps: int = STYLE_STEPS,
     seed: int = 0,
-    truncate: bool = False,
-    precision: str = "auto",
-    max_views: int = 64,
     callback: Callback | None = None,
-    progress: bool = True,
+    options: RunOptions = RunOptions(),
 ) -> Ascent:
     """Repaint a photo in the style of a text.
 
     Args:
-        image: (3, H, W) in [0, 1], of at least 16 pixels a side.
-        text: the style, as "a watercolor painting with purple brush".
+        image: (3, H, W) in [0, 1], of at least 16 pixels on each side.
+        text: the style, such as "a watercolor painting with purple brush".
         model: the CLIP that guides.
-        losses: the terms and their weights.
-        network: True trains a new style network, one that is given is trained further, in
-            place; False changes the pixels themselves.
-        steps: updates.
+        losses: the weights of the loss terms.
+        network: True trains a new style network; a given one is trained further, in place; False
+            changes the pixels themselves.
+        steps: number of updates.
         seed: the same seed gives the same picture on the same machine.
-        truncate: cut a text of more than 77 tokens instead of refusing it.
-        precision, max_views: see `Guide`.
-        callback: called by the loop as `ascend` says.
-        progress: show a progress bar.
+        callback: as for `ascend`.
+        options: precision, memory, compilation and progress bar.
 
     Returns:
         The ascent of one image, (1, 3, H, W). Ctrl-C ends it and keeps the best so far.
 
     Raises:
-        ClipagError: an argument is out of its range, or the content network cannot be had.
+        ClipagError: an argument is out of its range, or the content network cannot be loaded.
     """
     if steps < 1:
-        raise ClipagError(f"steps is {steps}: an ascent takes at least 1.")
+        raise ClipagError(f"`steps` is {steps}: an ascent takes at least 1.")
     (seed,) = seeds_of(seed)
-    losses = losses or Losses()
     content = image[None].to(model.device, torch.float32)
     check_sides(content)
-    target = losses.target(model, text, content[0], truncate)
-    guide, penalties = losses.build(model, [target], content, seed, precision, max_views)
+    target = losses.target(model, text, content[0], options.truncate)
+    guide, penalties = losses.build(model, [target], content, seed, options)
     torch.manual_seed(seed)
     canvas: Canvas
     if network is False:
         canvas = PixelCanvas(content, STEP_SIZE)
     else:
         canvas = StyleCanvas(content, None if network is True else network)
-    return ascend(canvas, guide, steps, None, callback, progress, penalties)
+    return ascend(canvas, guide, steps, None, callback, options.progress, penalties)
 
 
 def check_sides(images: Tensor) -> None:
-    """Raise ClipagError if images (B, 3, H, W) are too small to be seen."""
+    """Raise ClipagError if images (B, 3, H, W) are too small to be styled."""
     height, width = images.shape[-2:]
     if min(height, width) < SMALLEST:
         raise ClipagError(
@@ -225,80 +228,74 @@ def train(
     text: str,
     model: ClipagModel,
     *,
-    losses: Losses | None = None,
-    steps: int = TRAINING_STEPS,
+    losses: Losses = Losses(),
+    steps: int = STYLE_TRAINING_STEPS,
     batch: int = BATCH,
-    size: int = TRAINING_SIDE,
+    size: int = STYLE_TRAINING_SIZE,
     seed: int = 0,
-    truncate: bool = False,
-    precision: str = "auto",
-    max_views: int = 64,
-    progress: bool = True,
-) -> tuple[StyleNetwork, int]:
+    options: RunOptions = RunOptions(),
+) -> Ascent:
     """Train one style network on many photos: CLIPStyler's fast variant.
 
     Args:
-        photos: pictures, of which every batch is drawn at random.
+        photos: files, from which every batch is drawn at random.
         text: the style.
         model: the CLIP that guides.
-        losses: the terms and their weights.
-        steps: updates of the network.
-        batch: photos that it sees at once.
-        size: side of the square that is cut from the middle of each.
+        losses: the weights of the loss terms.
+        steps: number of updates of the network.
+        batch: photos in a batch.
+        size: side of the square that is cut from the middle of each photo.
         seed: the same seed gives the same network on the same machine.
-        truncate: cut a text of more than 77 tokens instead of refusing it.
-        precision, max_views: see `Guide`.
-        progress: show a progress bar.
+        options: precision, memory, compilation and progress bar.
 
     Returns:
-        The network and the updates it had. Ctrl-C ends the training and keeps what it learned.
+        The ascent of the last batch, with the steps of all batches. Its canvas, a `StyleCanvas`,
+        holds the trained network, frozen. Ctrl-C ends the training and keeps the network.
 
     Raises:
         ClipagError: there is no photo, one cannot be read, or an argument is out of its range.
     """
     if steps < 1 or batch < 1:
-        raise ClipagError(f"steps is {steps} and batch {batch}: each is at least 1.")
+        raise ClipagError(f"`steps` is {steps} and `batch` {batch}: each is at least 1.")
     if not photos:
         raise ClipagError("There is no photo to train on.")
     (seed,) = seeds_of(seed)
-    losses = losses or Losses()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network, optimizer = StyleNetwork().to(model.device), None
     direction: Target | None = None
+    ascent: Ascent | None = None
     done = 0
     try:
-        with tqdm(total=steps, unit="step", disable=not progress) as bar:
-            while done < steps:
-                drawn = torch.randint(len(photos), (batch,), generator=generator).tolist()
-                squares = [from_pil(read_picture(photos[i]), (size, size)) for i in drawn]
+        with tqdm(total=steps, unit="step", disable=not options.progress) as bar:
+            while ascent is None or (done < steps and not ascent.interrupted):
+                numbers = torch.randint(len(photos), (batch,), generator=generator).tolist()
+                squares = [from_pil(read_picture(photos[i]), (size, size)) for i in numbers]
                 content = torch.stack(squares).to(model.device)
-                # The text's direction is the same for all; where it starts is each photo's own.
-                direction = direction or losses.target(model, text, content[0], truncate)
+                # The direction of the text is the same for all photos; the source is each photo's.
+                direction = direction or losses.target(model, text, content[0], options.truncate)
                 targets = [
                     replace(direction, source=image_target(model, photo).embedding)
                     for photo in content
                 ]
-                guide, penalties = losses.build(
-                    model, targets, content, seed + done, precision, max_views
-                )
+                guide, penalties = losses.build(model, targets, content, seed + done, options)
                 canvas = StyleCanvas(content, network)
                 optimizer = optimizer or canvas.optimizer()  # one for all batches
-                looks = min(LOOKS, steps - done)
-                ascent = ascend(canvas, guide, looks, optimizer, None, False, penalties)
+                updates = min(UPDATES_PER_BATCH, steps - done)
+                ascent = ascend(canvas, guide, updates, optimizer, None, False, penalties)
                 done += ascent.steps
                 bar.update(ascent.steps)
-                if ascent.interrupted:
-                    break
     except KeyboardInterrupt:  # between two batches
-        if done == 0:
+        if ascent is None:
             raise
-    return network.requires_grad_(False), done
+        ascent.interrupted = True
+    network.requires_grad_(False)
+    return replace(ascent, steps=done)
 
 
 @torch.no_grad()
 def apply(network: StyleNetwork, image: Tensor) -> Tensor:
-    """Repaint one image (3, H, W) in [0, 1] with a trained network, in one pass."""
+    """Repaint one image (3, H, W) in [0, 1] with a trained network."""
     check_sides(image[None])
     repainted: Tensor = network(image[None])[0]
     return repainted

@@ -1,15 +1,16 @@
-"""diffvg's Python interface (Li et al., 2020) over the renderer in torch: no compiler needed.
+"""diffvg's Python interface (Li et al., 2020) on the renderer in torch, without a compiler.
 
-What scripts that draw with diffvg use, name for name: shapes, groups, gradients, `RenderFunction`,
-`imwrite`, and SVG in and out. There are no distance fields (`OutputType.sdf`), no pixel filter but
-the default one, no `OptimizableSvg`, and no strokes of changing width.
+It has the names that drawing scripts use: shapes, groups, gradients, `RenderFunction`, `imwrite`,
+and reading and writing SVG. It does not support distance fields (`OutputType.sdf`), pixel filters
+other than the default, `OptimizableSvg`, or strokes of varying width.
 
-Two things differ on purpose. diffvg throws `num_samples` random points into each pixel; here the
-same grid of samples has its coverage computed, so that nothing is random and `seed` is not used.
-And where a shape covers a pixel in part, with no background, diffvg averages its colour with the
-black of samples that hit nothing: scripts that then multiply by alpha draw dark fringes. Here the
-colour is the shape's own, and what such scripts draw is what the SVG shows. Scripts that compare
-RGBA as it is see harder edges in the colours than diffvg's, and the same alpha.
+Two differences are deliberate. First, diffvg samples random points in each pixel. This renderer
+computes the coverage of a fixed grid of samples, so nothing is random and `seed` is
+ignored. Second, where a shape covers part of a pixel without a background, diffvg averages its
+colour with the black of the empty samples, and scripts that then multiply by alpha draw dark
+fringes. This renderer keeps the colour of the shape, so such scripts draw what the SVG shows.
+Scripts that compare RGBA directly see harder edges in the colours than with diffvg, and the same
+alpha.
 """
 
 import time
@@ -67,8 +68,8 @@ __all__ = [
     "svg_to_scene",
 ]
 
-# Below this alpha colours fade to black. On any background that changes a picture by less than one
-# of 256 levels, and the gradient of colour / alpha stays bounded.
+# Below this alpha, colours fade to black. This keeps the gradient of colour / alpha bounded, and
+# changes a picture on any background by less than one of 256 levels.
 _LEAST_ALPHA = 1 / 64
 
 
@@ -85,18 +86,18 @@ _state = _State(
 
 
 def set_device(d: torch.device | str) -> None:
-    """Choose where pictures are rendered, whatever device the shapes are on."""
+    """Choose the device that renders, whatever device the shapes are on."""
     _state.device = torch.device(d)
     _state.use_gpu = _state.device.type == "cuda"
 
 
 def get_device() -> torch.device:
-    """Return where pictures are rendered."""
+    """Return the device that renders."""
     return _state.device
 
 
 def set_use_gpu(v: bool) -> None:
-    """Go back to the CPU if `v` is false; a GPU is chosen by `set_device`."""
+    """Return to the CPU if `v` is false. To choose a GPU, call `set_device`."""
     _state.use_gpu = v
     if not v:
         _state.device = torch.device("cpu")
@@ -108,19 +109,19 @@ def get_use_gpu() -> bool:
 
 
 def set_print_timing(val: bool) -> None:
-    """Choose whether every rendering prints the time that it took."""
+    """Choose whether every rendering prints its time."""
     _state.print_timing = val
 
 
 class OutputType(IntEnum):
-    """What `serialize_scene` is asked for: here, always `color`."""
+    """The kind of result. Only `color` is supported."""
 
     color = 1
     sdf = 2
 
 
 class FilterType(Enum):
-    """Pixel filters: here, always `box`."""
+    """Pixel filters. Only `box` is supported."""
 
     box = 0
     tent = 1
@@ -129,7 +130,7 @@ class FilterType(Enum):
 
 
 class PixelFilter:
-    """A pixel filter: here, the default box of radius 0.5 is the only one that can be rendered."""
+    """A pixel filter. Only the default, a box of radius 0.5, is supported."""
 
     def __init__(self, type: FilterType, radius: Tensor | float = 0.5) -> None:
         self.type = type
@@ -144,7 +145,7 @@ class _Scene(NamedTuple):
 
 
 class RenderFunction:
-    """Rendering, called as diffvg's autograd function is."""
+    """Renders scenes; called like diffvg's autograd function."""
 
     @staticmethod
     def serialize_scene(
@@ -157,32 +158,34 @@ class RenderFunction:
         use_prefiltering: bool = False,
         eval_positions: Tensor | None = None,
     ) -> list[_Scene]:
-        """Return what `apply` takes after its first six arguments.
+        """Return the arguments that `apply` takes after its first six.
 
         Args:
-            canvas_width, canvas_height: of the coordinates.
-            shapes: what the groups refer to.
+            canvas_width, canvas_height: of the canvas, in the units of the coordinates.
+            shapes: the shapes that the groups refer to.
             shape_groups: painted in order.
-            filter: a box of radius 0.5.
-            output_type: `OutputType.color`.
-            use_prefiltering: makes no difference: coverage is always computed.
-            eval_positions: none.
+            filter: must be a box of radius 0.5.
+            output_type: must be `OutputType.color`.
+            use_prefiltering: ignored, since coverage is always computed.
+            eval_positions: must be empty.
 
         Raises:
-            ClipagError: one of the last four is something that cannot be rendered.
+            ClipagError: one of the last four has a value that cannot be rendered.
         """
         if output_type != OutputType.color:
             raise ClipagError("Distance fields cannot be rendered: ask for OutputType.color.")
         if eval_positions is not None and len(eval_positions):
-            raise ClipagError("eval_positions cannot be rendered: render the picture, and pick.")
+            raise ClipagError(
+                "eval_positions cannot be rendered: render the picture, and take pixels from it."
+            )
         if filter is not None and (filter.type.name, float(filter.radius)) != ("box", 0.5):
             raise ClipagError(
                 f"The pixel filter {filter.type.name} of radius {float(filter.radius):g} cannot be "
                 "rendered: leave filter out, which is a box of radius 0.5."
             )
-        # As diffvg: the tensors of now, not copies of them.
-        held, groups = [copy(shape) for shape in shapes], [copy(group) for group in shape_groups]
-        return [_Scene(canvas_width, canvas_height, held, groups)]
+        # Shallow copies, as in diffvg: the scene refers to the current tensors.
+        copies, groups = [copy(shape) for shape in shapes], [copy(group) for group in shape_groups]
+        return [_Scene(canvas_width, canvas_height, copies, groups)]
 
     @staticmethod
     def apply(
@@ -197,10 +200,10 @@ class RenderFunction:
         """Render a scene.
 
         Args:
-            width, height: of the picture in pixels, to which the canvas is stretched.
-            num_samples_x, num_samples_y: the larger one counts for both axes.
-            seed: not used.
-            background_image: (height, width, 4), RGBA with straight alpha; None is transparent.
+            width, height: of the picture in pixels. The canvas is stretched to them.
+            num_samples_x, num_samples_y: the larger one is used for both axes.
+            seed: ignored.
+            background_image: (height, width, 4), RGBA with straight alpha; None for transparent.
             scene: what `serialize_scene` returned.
 
         Returns:
@@ -208,7 +211,7 @@ class RenderFunction:
             all tensors of the shapes, colours and maps.
 
         Raises:
-            ClipagError: shapes, colours or the background do not fit, or are not finite.
+            ClipagError: shapes, colours or the background have wrong shapes, or are not finite.
         """
         start = time.perf_counter()
         groups = to_groups(scene.shapes, scene.groups, _state.device)
@@ -224,26 +227,27 @@ class RenderFunction:
 
 
 def _stretched(groups: Sequence[Group], x: float, y: float) -> list[Group]:
+    """Return groups whose canvas is stretched by factors x and y."""
     stretch = torch.tensor([x, y, 1], device=_state.device).diag()
 
     def stretched(group: Group) -> Group:
         matrix = group.shape_to_canvas
         return replace(
             group,
-            fill=_back(group.fill, x, y),
-            stroke=_back(group.stroke, x, y),
+            fill=_stretched_paint(group.fill, x, y),
+            stroke=_stretched_paint(group.stroke, x, y),
             shape_to_canvas=stretch if matrix is None else stretch.to(matrix) @ matrix,
         )
 
     return [stretched(group) for group in groups]
 
 
-def _back(paint: Paint | None, x: float, y: float) -> Paint | None:
-    """Have a gradient asked in pixels of the picture answer in those of the canvas."""
+def _stretched_paint(paint: Paint | None, x: float, y: float) -> Paint | None:
+    """Return a paint that maps points of the picture to the canvas before it is called."""
     if paint is None or isinstance(paint, Tensor):
         return paint
-    ask: Callable[[Tensor], Tensor] = paint
-    return lambda points: ask(points / points.new_tensor([x, y]))
+    color_at: Callable[[Tensor], Tensor] = paint
+    return lambda points: color_at(points / points.new_tensor([x, y]))
 
 
 def _background(background: Tensor, image: Tensor) -> Tensor:
@@ -261,13 +265,13 @@ def _background(background: Tensor, image: Tensor) -> Tensor:
 def imwrite(
     img: Tensor | np.ndarray[Any, Any], filename: str, gamma: float = 2.2, normalize: bool = False
 ) -> None:
-    """Write a picture, and make its folder.
+    """Write a picture, and make its folder if it is missing.
 
     Args:
-        img: (H, W) or (H, W, C), grey, RGB or RGBA, in [0, 1] as it is or made so.
-        filename: its ending names the format.
-        gamma: colours are raised to 1 / gamma.
-        normalize: stretch the numbers to [0, 1] first.
+        img: (H, W) or (H, W, C), grey, RGB or RGBA. Values are clamped to [0, 1].
+        filename: its ending determines the format.
+        gamma: colours are raised to the power 1 / gamma.
+        normalize: first stretch the values to [0, 1].
     """
     pixels = img.detach().cpu().numpy() if isinstance(img, Tensor) else img
     if normalize and np.ptp(pixels) > 0:
@@ -292,17 +296,17 @@ def save_svg(
     """Write a scene as SVG: all shapes of every group, as paths on the canvas.
 
     Args:
-        filename: where to.
-        width, height: of the canvas.
-        shapes: what the groups refer to.
+        filename: where to write.
+        width, height: of the canvas in pixels.
+        shapes: the shapes that the groups refer to.
         shape_groups: painted in order.
-        use_gamma: must be false: the picture is written as it is rendered.
+        use_gamma: must be false, since the colours are written as they are rendered.
 
     Raises:
-        ClipagError: `use_gamma` is true, or the scene cannot be rendered either.
+        ClipagError: `use_gamma` is true, or the scene cannot be rendered.
         OSError: the file cannot be written.
     """
     if use_gamma:
-        raise ClipagError("use_gamma=True is not written to SVG: leave it out.")
+        raise ClipagError("use_gamma=True is not supported: leave it out.")
     groups = to_groups(shapes, shape_groups, torch.device("cpu"))
     write_svg(filename, groups, (height, width))

@@ -1,7 +1,7 @@
-"""diffvg's shapes and groups, and what they are to the renderer.
+"""diffvg's shapes and groups, and their conversion for the renderer.
 
-Two habits of diffvg's differ from SVG's: `stroke_width` is half the width, and groups are filled
-by the even-odd rule unless told otherwise. All coordinates are in pixels of the canvas.
+diffvg differs from SVG in two ways: `stroke_width` is half the width, and groups are filled by the
+even-odd rule by default. All coordinates are in pixels of the canvas.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ def _one() -> Tensor:
     return torch.tensor(1.0)
 
 
-def _still() -> Tensor:
+def _identity() -> Tensor:
     return torch.eye(3)
 
 
-# Scripts set attributes, and Adam and `==` are to see tensors: no comparison of shapes by value.
+# Shapes are compared by identity (eq=False), since comparing tensors gives tensors.
 @dataclass(eq=False)
 class Circle:
     """A circle: `radius` (), `center` (2,)."""
@@ -50,7 +50,7 @@ class Ellipse:
 class Path:
     """Lines and curves through `points` (N, 2): see `paths.Path`.
 
-    `use_distance_approx` is taken and changes nothing: distances are those to fine polylines.
+    `use_distance_approx` is ignored: distances are always those to fine polylines.
     """
 
     num_control_points: Tensor
@@ -89,9 +89,9 @@ class ShapeGroup:
     """Shapes that are painted as one.
 
     Args:
-        shape_ids: (n,), integers, places in the list of shapes.
+        shape_ids: (n,), integers, indices into the list of shapes.
         fill_color, stroke_color: (4,), RGBA with straight alpha in [0, 1], or a gradient, or None.
-        use_even_odd_rule: what counts as inside: odd windings, or all that are not zero.
+        use_even_odd_rule: whether odd winding numbers are inside, or all that are not zero.
         shape_to_canvas: (3, 3), an affine map of the shapes. Gradients are not mapped.
     """
 
@@ -99,7 +99,7 @@ class ShapeGroup:
     fill_color: Color | None
     use_even_odd_rule: bool = True
     stroke_color: Color | None = None
-    shape_to_canvas: Tensor = field(default_factory=_still)
+    shape_to_canvas: Tensor = field(default_factory=_identity)
     id: str = ""
 
 
@@ -109,15 +109,15 @@ def to_groups(
     """Return groups of paths for the renderer, on a device.
 
     Raises:
-        ClipagError: a group names a shape that is not there, a colour is not RGBA, or a shape is
-            none of these or has a width of its own for every point.
+        ClipagError: a group refers to a missing shape, a colour is not RGBA, or a shape is of
+            another type or has a separate width for each point.
     """
-    made = [_path(number, shape, device) for number, shape in enumerate(shapes)]
-    return [_group(number, group, made, device) for number, group in enumerate(groups)]
+    made_paths = [_path(number, shape, device) for number, shape in enumerate(shapes)]
+    return [_group(number, group, made_paths, device) for number, group in enumerate(groups)]
 
 
 def _path(number: int, shape: Shape, device: torch.device) -> paths.Path:
-    def here(value: Tensor | float) -> Tensor:
+    def on_device(value: Tensor | float) -> Tensor:
         tensor = torch.as_tensor(value).to(device)
         return tensor if tensor.is_floating_point() else tensor.float()
 
@@ -126,37 +126,39 @@ def _path(number: int, shape: Shape, device: torch.device) -> paths.Path:
             f"Shape {number} is a {type(shape).__name__}: give a Path, Circle, Ellipse, Rect or "
             "Polygon."
         )
-    width = 2 * here(shape.stroke_width)
+    width = 2 * on_device(shape.stroke_width)
     if width.numel() != 1:
         raise ClipagError(
-            f"Shape {number} has {width.numel()} stroke widths: give it one, as strokes of "
-            "changing width cannot be drawn."
+            f"Shape {number} has {width.numel()} stroke widths: give it one, since strokes "
+            "of varying width cannot be drawn."
         )
     width = width.reshape(())
     if isinstance(shape, Circle | Ellipse):
-        return paths.ellipse(here(shape.center), here(shape.radius), width)
+        return paths.ellipse(on_device(shape.center), on_device(shape.radius), width)
     if isinstance(shape, Rect):
-        return paths.rectangle(here(shape.p_min), here(shape.p_max), width)
+        return paths.rectangle(on_device(shape.p_min), on_device(shape.p_max), width)
     if isinstance(shape, Polygon):
-        return paths.polygon(here(shape.points), shape.is_closed, width)
-    return paths.Path(here(shape.points), shape.num_control_points, shape.is_closed, width)
+        return paths.polygon(on_device(shape.points), shape.is_closed, width)
+    return paths.Path(on_device(shape.points), shape.num_control_points, shape.is_closed, width)
 
 
 def _group(
-    number: int, group: ShapeGroup, made: Sequence[paths.Path], device: torch.device
+    number: int, group: ShapeGroup, made_paths: Sequence[paths.Path], device: torch.device
 ) -> paths.Group:
     ids = torch.as_tensor(group.shape_ids).tolist()
-    for name in ids:
-        if not 0 <= name < len(made):
-            raise ClipagError(f"Group {number} names shape {name}, but there are {len(made)}.")
+    for index in ids:
+        if not 0 <= index < len(made_paths):
+            raise ClipagError(
+                f"Group {number} names shape {index}, but there are {len(made_paths)}."
+            )
     matrix = group.shape_to_canvas
-    moves = matrix.requires_grad or not torch.equal(matrix, torch.eye(3).to(matrix))
+    has_map = matrix.requires_grad or not torch.equal(matrix, torch.eye(3).to(matrix))
     return paths.Group(
-        [made[name] for name in ids],
+        [made_paths[index] for index in ids],
         fill=_paint(f"fill_color of group {number}", group.fill_color, device),
         stroke=_paint(f"stroke_color of group {number}", group.stroke_color, device),
         use_even_odd_rule=group.use_even_odd_rule,
-        shape_to_canvas=matrix.to(device) if moves else None,
+        shape_to_canvas=matrix.to(device) if has_map else None,
     )
 
 

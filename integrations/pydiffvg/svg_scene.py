@@ -1,4 +1,4 @@
-"""Read SVG into diffvg's shapes. svgelements does the parsing: units, styles, maps, `use`."""
+"""Read SVG into diffvg's shapes. svgelements parses units, styles, maps and `use`."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -26,24 +26,24 @@ from clipag_plugins.integrations.pydiffvg.shapes import (
 )
 from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
 
-# Ends that are as close as this, in pixels, close a path.
-_TOGETHER = 1e-5
+# A path is closed if its ends are closer than this, in pixels.
+_CLOSED_BELOW = 1e-5
 
 
 def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[ShapeGroup]]:
     """Read an SVG file.
 
-    Paths and the widths of their strokes are mapped to the canvas; other shapes keep their
-    numbers, with the map in their group's `shape_to_canvas`. The opacity of an element or of the
-    <g> around it is taken as that of its paints. Text, pictures, clips, masks and filters are
-    passed over.
+    Paths and their stroke widths are mapped to the canvas. Other shapes keep their coordinates,
+    and their group has the map as `shape_to_canvas`. The opacity of an element, or of the <g>
+    around it, becomes the opacity of its paints. Text, pictures, clips, masks and filters are
+    skipped.
 
     Returns:
-        Width and height of the canvas, in units of the viewBox as diffvg counts them, or in
-        pixels where there is none; the shapes; a group for each element.
+        Width and height of the canvas, in units of the viewBox as in diffvg, or in pixels if there
+        is no viewBox; the shapes; and a group for each element.
 
     Raises:
-        ClipagError: the file is not SVG or does not say its size, or svgelements is missing.
+        ClipagError: the file is not SVG or has no size, or svgelements is not installed.
         OSError: the file cannot be read.
     """
     svg = library("svgelements", "svg")
@@ -53,14 +53,13 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         raise ClipagError(f"{filename} is not SVG: {error}.") from error
     if _tag(root) != "svg":
         raise ClipagError(f"{filename} is not SVG: its root is <{_tag(root)}>.")
-    box = root.get("viewBox", "").replace(",", " ").split()
+    box = root.get("viewBox", "").repoint(",", " ").split()
     if len(box) == 4:
         root.set("width", box[2])
         root.set("height", box[3])
     elif any(root.get(side, "%").endswith("%") for side in ("width", "height")):
         raise ClipagError(
-            f"{filename} does not say how large it is: give its <svg> a viewBox, or a width and a "
-            "height."
+            f"{filename} has no size: give its <svg> a viewBox, or a width and a height."
         )
     text = ElementTree.tostring(root, encoding="unicode")
     drawing = svg.SVG.parse(StringIO(text), reify=False)
@@ -69,30 +68,30 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
     groups: list[ShapeGroup] = []
     for element in drawing.elements():
         if isinstance(element, svg.Text | svg.Image):
-            warn(f"{filename}: <{element.values['tag']}> is passed over.", stacklevel=2)
+            warn(f"{filename}: <{element.values['tag']}> is skipped.", stacklevel=2)
         if not isinstance(element, svg.Shape):
             continue
-        found = _shapes(svg, element)
-        if not found:
+        new_shapes = _shapes(svg, element)
+        if not new_shapes:
             continue
         matrix = _matrix(element.transform)
-        for shape in found:
+        for shape in new_shapes:
             shape.id = element.id or ""
             shape.stroke_width = torch.tensor(element.stroke_width / 2)
             if isinstance(shape, Path):
                 shape.points = _map(matrix, shape.points)
                 shape.stroke_width *= torch.linalg.det(matrix[:2, :2]).abs().sqrt()
-        still = isinstance(found[0], Path)
+        is_mapped = isinstance(new_shapes[0], Path)
         group = ShapeGroup(
-            torch.arange(len(shapes), len(shapes) + len(found)),
+            torch.arange(len(shapes), len(shapes) + len(new_shapes)),
             fill_color=paints.read("fill", element),
             stroke_color=paints.read("stroke", element),
             use_even_odd_rule=element.values.get("fill-rule") == "evenodd",
-            shape_to_canvas=torch.eye(3) if still else matrix,
+            shape_to_canvas=torch.eye(3) if is_mapped else matrix,
             id=element.id or "",
         )
         groups.append(group)
-        shapes += found
+        shapes += new_shapes
     return round(drawing.width), round(drawing.height), shapes, groups
 
 
@@ -102,9 +101,9 @@ def from_svg_path(
     """Return a path for each part of the commands in the `d` of an SVG path.
 
     Args:
-        path_str: the commands.
-        shape_to_canvas: (3, 3), a map of the points; None for none.
-        force_close: close every part, by a line if need be.
+        path_str: the commands of the path.
+        shape_to_canvas: (3, 3), a map of the points; None for no map.
+        force_close: close every part, with a line if its ends differ.
     """
     svg = library("svgelements", "svg")
     paths = _paths(svg, svg.Path(path_str), force_close)
@@ -176,8 +175,8 @@ def _path(svg: ModuleType, part: Any, force_close: bool) -> Path | None:
     if not degrees:
         return None
     first, last = points[0], points[-1]
-    if len(points) > 2 and hypot(first.x - last.x, first.y - last.y) < _TOGETHER:
-        points.pop()  # the start of a closed path is given once
+    if len(points) > 2 and hypot(first.x - last.x, first.y - last.y) < _CLOSED_BELOW:
+        points.pop()  # the start of a closed path is not repeated
         close = True
     elif close:
         degrees.append(0)
@@ -200,7 +199,7 @@ class _Paints:
     def read(self, kind: str, element: Any) -> Color | None:
         """Return the paint of an element's fill or stroke."""
         values = element.values
-        alpha = _share(values.get(f"{kind}-opacity", "1")) * _share(values.get("opacity", "1"))
+        alpha = _number(values.get(f"{kind}-opacity", "1")) * _number(values.get("opacity", "1"))
         text = values.get(kind) or ("black" if kind == "fill" else "none")
         if text.startswith("url("):
             name = text[4:].partition(")")[0].strip(" '\"#")
@@ -216,54 +215,54 @@ class _Paints:
         return [*rgb, color.opacity * alpha]
 
     def _gradient(self, name: str, element: Any, alpha: float) -> Color | None:
-        said: dict[str, str] = {}
+        attributes: dict[str, str] = {}
         stops: list[Element] = []
-        seen = set()
-        here: str | None = name
-        # What a gradient does not say itself, the one that it refers to may.
-        while here in self._nodes and here not in seen:
-            seen.add(here)
-            node = self._nodes[here]
-            said = {**node.attrib, **said}
+        visited = set()
+        current: str | None = name
+        # A gradient inherits missing attributes from the one that it refers to.
+        while current in self._nodes and current not in visited:
+            visited.add(current)
+            node = self._nodes[current]
+            attributes = {**node.attrib, **attributes}
             stops = stops or [child for child in node if _tag(child) == "stop"]
-            here = node.get("href", node.get("{http://www.w3.org/1999/xlink}href", ""))[1:]
+            current = node.get("href", node.get("{http://www.w3.org/1999/xlink}href", ""))[1:]
         if not stops:
             return None
-        read = [self._stop(stop, alpha) for stop in stops]
-        # An offset below the last one counts as the last one.
-        offsets = torch.tensor([offset for offset, _ in read]).cummax(0).values
-        colors = torch.tensor([color for _, color in read])
+        pairs = [self._stop(stop, alpha) for stop in stops]
+        # SVG raises an offset that is below the previous one to the previous one.
+        offsets = torch.tensor([offset for offset, _ in pairs]).cummax(0).values
+        colors = torch.tensor([color for _, color in pairs])
 
         whole_width, whole_height = self._size
         matrix = _matrix(element.transform)
-        if said.get("gradientUnits") != "userSpaceOnUse":
-            # In shares of the element's box.
+        if attributes.get("gradientUnits") != "userSpaceOnUse":
+            # Coordinates are fractions of the element's bounding box.
             left, top, right, bottom = map(float, element.bbox(transformed=False))
             box = [[right - left, 0, left], [0, bottom - top, top], [0, 0, 1]]
             matrix = matrix @ torch.tensor(box)
             whole_width = whole_height = 1
-        if "gradientTransform" in said:
-            matrix = matrix @ _matrix(self._svg.Matrix(said["gradientTransform"]))
+        if "gradientTransform" in attributes:
+            matrix = matrix @ _matrix(self._svg.Matrix(attributes["gradientTransform"]))
 
-        def place(x: str, y: str, *defaults: str) -> Tensor:
-            at_x = _share(said.get(x, defaults[0]), whole_width)
-            return _map(matrix, _pair(at_x, _share(said.get(y, defaults[1]), whole_height)))
+        def point(x: str, y: str, *defaults: str) -> Tensor:
+            at_x = _number(attributes.get(x, defaults[0]), whole_width)
+            return _map(matrix, _pair(at_x, _number(attributes.get(y, defaults[1]), whole_height)))
 
         if _tag(self._nodes[name]) == "linearGradient":
-            begin, end = place("x1", "y1", "0%", "0%"), place("x2", "y2", "100%", "0%")
+            begin, end = point("x1", "y1", "0%", "0%"), point("x2", "y2", "100%", "0%")
             return LinearGradient(begin, end, offsets, colors)
         whole = hypot(whole_width, whole_height) / hypot(1, 1)
-        radius = _share(said.get("r", "50%"), whole) * matrix[:2, :2].norm(dim=0)
-        return RadialGradient(place("cx", "cy", "50%", "50%"), radius, offsets, colors)
+        radius = _number(attributes.get("r", "50%"), whole) * matrix[:2, :2].norm(dim=0)
+        return RadialGradient(point("cx", "cy", "50%", "50%"), radius, offsets, colors)
 
     def _stop(self, stop: Element, alpha: float) -> tuple[float, list[float]]:
         style = (part.partition(":") for part in stop.get("style", "").split(";"))
-        said = {**stop.attrib, **{name.strip(): value.strip() for name, _, value in style}}
-        alpha *= _share(said.get("stop-opacity", "1"))
-        color = self._rgba(said.get("stop-color", "black"), alpha) or [0.0, 0.0, 0.0, 0.0]
-        return min(max(_share(said.get("offset", "0")), 0), 1), color
+        attributes = {**stop.attrib, **{name.strip(): value.strip() for name, _, value in style}}
+        alpha *= _number(attributes.get("stop-opacity", "1"))
+        color = self._rgba(attributes.get("stop-color", "black"), alpha) or [0.0, 0.0, 0.0, 0.0]
+        return min(max(_number(attributes.get("offset", "0")), 0), 1), color
 
 
-def _share(text: str, whole: float = 1) -> float:
-    """Return a number, or a percentage of the whole."""
+def _number(text: str, whole: float = 1) -> float:
+    """Read a number, or a percentage of `whole`."""
     return float(text[:-1]) / 100 * whole if text.endswith("%") else float(text.rstrip("px"))

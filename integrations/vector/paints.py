@@ -1,8 +1,8 @@
-"""Paints that are not one colour: gradients, as diffvg has them.
+"""Colour gradients, as in diffvg.
 
-They are functions of the place on the canvas, which is what the renderer calls, with gradients
-to all four tensors. Colours are interpolated with straight alpha, and go on beyond the first and
-last stop.
+The renderer calls them as functions of points on the canvas. They are differentiable in all four
+tensors. Colours are interpolated with straight alpha and stay constant beyond the first and last
+stop.
 """
 
 import torch
@@ -14,7 +14,7 @@ class LinearGradient:
 
     Args:
         begin, end: (2,), the points of offset 0 and 1, in pixels of the canvas.
-        offsets: (S,), of the stops, rising.
+        offsets: (S,), of the stops, in ascending order.
         stop_colors: (S, 4), RGBA with straight alpha, in [0, 1].
     """
 
@@ -32,7 +32,7 @@ class LinearGradient:
     def __call__(self, points: Tensor) -> Tensor:
         """Return the colours (N, 4) at points (N, 2)."""
         along = self.end - self.begin
-        # As diffvg: two points that fall together are no division by zero.
+        # As in diffvg: no division by zero if both points coincide.
         offset = (points - self.begin) @ along / (along @ along).clamp_min(1e-3)
         return _between_stops(offset, self.offsets, self.stop_colors)
 
@@ -43,7 +43,7 @@ class RadialGradient:
     Args:
         center: (2,), the point of offset 0, in pixels of the canvas.
         radius: (2,), the half-axes of the ellipse of offset 1, in pixels.
-        offsets: (S,), of the stops, rising.
+        offsets: (S,), of the stops, in ascending order.
         stop_colors: (S, 4), RGBA with straight alpha, in [0, 1].
     """
 
@@ -62,12 +62,13 @@ class RadialGradient:
 
     def __call__(self, points: Tensor) -> Tensor:
         """Return the colours (N, 4) at points (N, 2)."""
-        # At the centre itself the square root has no gradient.
+        # The square root has no gradient at the centre.
         square = ((points - self.center) / self.radius).square().sum(1).clamp_min(1e-12)
         return _between_stops(square.sqrt(), self.offsets, self.stop_colors)
 
 
 def _between_stops(offset: Tensor, offsets: Tensor, colors: Tensor) -> Tensor:
+    """Return the colours (N, 4) at offsets (N,), between the stops' offsets (S,), colors (S, 4)."""
     after = torch.searchsorted(offsets.detach(), offset.detach(), right=True)
     after = after.clamp(1, max(len(offsets) - 1, 1)).clamp_max(len(offsets) - 1)
     before = (after - 1).clamp_min(0)

@@ -1,13 +1,12 @@
-"""What a drawing is made of: paths of Bézier segments, painted in order.
+"""Paths of Bézier segments, and groups of paths that are painted in order.
 
-The words are those of diffvg (Li et al., "Differentiable Vector Graphics Rasterization", 2020):
-a path has points, and for each of its segments a number of control points, 0 for a line, 1 for a
-quadratic and 2 for a cubic curve. All coordinates are in pixels, x right and y down, with the
-corner of the first pixel at (0, 0) and its centre at (0.5, 0.5).
+The terms are those of diffvg (Li et al., "Differentiable Vector Graphics Rasterization", 2020): a
+path has points and, for each of its segments, a number of control points: 0 for a line, 1 for a
+quadratic and 2 for a cubic curve. All coordinates are in pixels, x right and y down. The first
+pixel has its corner at (0, 0) and its centre at (0.5, 0.5).
 
-Everything becomes cubic curves in flat tensors, `Curves`, which is all that the renderer knows.
-Lines and quadratics are raised to cubics exactly; a circle is eight cubics, true to 1e-5 of its
-radius.
+The renderer sees only `Curves`, cubic curves in flat tensors. Lines and quadratics are raised to
+cubics exactly. A circle is eight cubics, accurate to 1e-5 of its radius.
 """
 
 import math
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from clipag_plugins.errors import ClipagError
 
-# A colour (4,), RGBA with straight alpha, in [0, 1], or a function that gives one at each of the
-# points (N, 2), in pixels of the canvas, as (N, 4).
+# A colour (4,), RGBA with straight alpha in [0, 1], or a function from points (N, 2), in pixels of
+# the canvas, to colours (N, 4).
 Paint = Tensor | Callable[[Tensor], Tensor]
 
 
@@ -31,10 +30,10 @@ class Path:
 
     Args:
         points: (N, 2), the ends and control points of all segments in order. An end that two
-            segments share is given once, and the start of a closed path is not given again.
+            segments share is given once. The start of a closed path is not repeated.
         num_control_points: (S,), integers 0, 1 or 2.
         is_closed: whether the last segment ends where the first starts.
-        stroke_width: full width in pixels, as SVG counts it (diffvg's `stroke_width` is half).
+        stroke_width: full width in pixels, as in SVG (diffvg's `stroke_width` is half of it).
     """
 
     points: Tensor
@@ -75,16 +74,16 @@ def circle(center: Tensor, radius: Tensor, stroke_width: Tensor | float = 1.0) -
 
 @dataclass(frozen=True)
 class Group:
-    """Paths that are painted as one: filled first, then stroked, as in SVG.
+    """Paths that are painted as one shape: filled first, then stroked, as in SVG.
 
     Args:
-        paths: their windings add up where they overlap, so that a hole can be cut; their strokes
-            are one shape, painted once.
+        paths: where they overlap, their winding numbers add up, which can cut holes. Their strokes
+            are one shape that is painted once.
         fill: paint of the inside, or None. An open path is filled as if a line closed it.
         stroke: paint of the stroke, or None. Ends and corners are round.
-        use_even_odd_rule: what counts as inside: odd windings, or all that are not zero.
-        shape_to_canvas: (3, 3), an affine map of the points; stroke widths grow by the square
-            root of its determinant. None for no change.
+        use_even_odd_rule: whether odd winding numbers are inside, or all that are not zero.
+        shape_to_canvas: (3, 3), an affine map of the points. Stroke widths grow by the square root
+            of its determinant. None for no map.
     """
 
     paths: Sequence[Path]
@@ -95,10 +94,13 @@ class Group:
 
 
 class Curves(NamedTuple):
-    """Cubic Bézier curves. Curves of one path follow each other.
+    """M cubic Bézier curves. The curves of one path follow each other.
 
-    `control` (M, 4, 2) holds control points in pixels, `radius` (M,) half the stroke's width;
-    `path` (M,) says which curves are joined, and `layer` (M,) what they are painted as.
+    Attributes:
+        control: control points in pixels, (M, 4, 2).
+        radius: half the width of the stroke, (M,).
+        path: the number of the path that the curve belongs to, (M,).
+        layer: the number of the layer that it is painted as, (M,).
     """
 
     control: Tensor
@@ -116,10 +118,10 @@ _RAISE = (
 
 
 def to_curves(groups: Sequence[Group]) -> Curves:
-    """Return the curves of some groups, the layer of each being its group's number.
+    """Return the curves of groups. The layer of each curve is the number of its group.
 
     Args:
-        groups: with at least one path among them.
+        groups: at least one of them has a path.
 
     Raises:
         ClipagError: the points of a path do not fit its segments.
@@ -139,20 +141,20 @@ def to_curves(groups: Sequence[Group]) -> Curves:
 
     owner = torch.arange(len(paths), device=device).repeat_interleave(segments)
     first = torch.cumsum(sizes, 0) - sizes
-    # Every segment before one brings its control points and an end, every open path a point more.
+    # Each earlier segment has control points and an end; each earlier open path, one point more.
     start = torch.cumsum(degree + 1, 0) - (degree + 1) + (torch.cumsum(is_open, 0) - is_open)[owner]
     corner = torch.arange(4, device=device).minimum(degree[:, None] + 1)
     within = start[:, None] - first[owner][:, None] + corner
-    # The last end of a closed path is its start.
+    # A closed path ends at its start.
     control = points[first[owner][:, None] + within % sizes[owner][:, None]]
     control = points.new_tensor(_RAISE)[degree] @ control
 
     radius = torch.stack([torch.as_tensor(path.stroke_width).to(points) for path in paths]) / 2
     if any(group.shape_to_canvas is not None for group in groups):
-        still = torch.eye(3).to(points)
+        identity = torch.eye(3).to(points)
         maps = torch.stack(
             [
-                still if group.shape_to_canvas is None else group.shape_to_canvas.to(points)
+                identity if group.shape_to_canvas is None else group.shape_to_canvas.to(points)
                 for group in groups
                 for _ in group.paths
             ]
@@ -177,6 +179,6 @@ def _check(degree: Tensor, segments: Tensor, sizes: Tensor, is_open: Tensor) -> 
         path = int(wrong[0])
         raise ClipagError(
             f"Path {path} has {int(sizes[path])} points, but its {int(segments[path])} segments, "
-            f"{'open' if is_open[path] else 'closed'}, need {int(needed[path])}: mend points or "
+            f"{'open' if is_open[path] else 'closed'}, need {int(needed[path])}: correct points or "
             "num_control_points."
         )

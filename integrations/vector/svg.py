@@ -1,7 +1,7 @@
-"""Write drawings as SVG: what a browser shows is what the renderer drew.
+"""Write drawings as SVG, so that a browser shows what the renderer drew.
 
-Maps to the canvas are written into the points and the stroke widths, as the renderer applies
-them. Colours are rounded to 8 bits, as every program can read them; opacities are not.
+Maps to the canvas are applied to the points and the stroke widths, as the renderer does. Colours
+are rounded to 8 bits, which every program can read; opacities are not rounded.
 """
 
 import re
@@ -18,7 +18,7 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
 from clipag_plugins.integrations.vector.paths import Group, Paint, Path
 
-# What no XML file may hold, not even escaped.
+# Characters that XML forbids, even escaped.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
@@ -27,23 +27,23 @@ def write_svg(
     groups: Sequence[Group],
     size: tuple[int, int],
     background: Tensor | None = None,
-    facts: Mapping[str, object] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a drawing to a file, which is replaced only when all is written.
+    """Write a drawing to a file. An existing file is replaced only when all is written.
 
     Args:
-        file: where to.
+        file: where to write.
         groups: painted in order.
         size: height and width of the canvas in pixels.
-        background: (3,), RGB in [0, 1] of a rectangle below it all; None for none.
-        facts: written into the file's description, a line each.
+        background: RGB in [0, 1] of a rectangle behind the drawing, (3,); None for none.
+        metadata: written into the description of the file, one line each.
 
     Raises:
         ClipagError: a number is not finite, points do not fit their segments, or a paint is a
-            function that SVG has no word for.
+            function, which SVG cannot express.
         OSError: the file cannot be written.
     """
-    text = to_svg(groups, size, background, facts)
+    text = to_svg(groups, size, background, metadata)
     with write_beside(File(file)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -52,15 +52,15 @@ def to_svg(
     groups: Sequence[Group],
     size: tuple[int, int],
     background: Tensor | None = None,
-    facts: Mapping[str, object] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> str:
     """Return a drawing as the text of an SVG file; see `write_svg`."""
     height, width = size
     sides = {"width": str(width), "height": str(height)}
     box = {**sides, "viewBox": f"0 0 {width} {height}"}
     root = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **box})
-    if facts:
-        lines = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    if metadata:
+        lines = "\n".join(f"{name}: {value}" for name, value in metadata.items())
         SubElement(root, "desc").text = _NOT_XML.sub("", lines)
     gradients = SubElement(root, "defs")
     if background is not None:
@@ -92,7 +92,7 @@ def _write_group(canvas: Element, gradients: Element, group: Group) -> None:
             stroke["stroke-width"] = widths.pop()
         SubElement(canvas, "path", {"d": outline, **fill, **stroke})
         return
-    # SVG knows one width an element. The strokes still are one shape, whose colour lies on once.
+    # An SVG element has one width. The strokes are still one shape, so a <g> carries the opacity.
     if fill:
         SubElement(canvas, "path", {"d": outline, **fill})
     one = SubElement(canvas, "g", {"opacity": stroke.pop("stroke-opacity", "1")})
@@ -112,40 +112,40 @@ def _describe(path: Path, shape_to_canvas: Tensor | None) -> tuple[str, str]:
     needed = sum(degrees) + len(degrees) + (not path.is_closed)
     if len(points) != needed or not degrees:
         raise ClipagError(
-            f"A path has {len(points)} points, but its {len(degrees)} segments need {needed}: mend "
-            "points or num_control_points."
+            f"A path has {len(points)} points, but its {len(degrees)} segments need {needed}: "
+            "correct points or num_control_points."
         )
     corners = [f"{_number(x)} {_number(y)}" for x, y in _values(points)]
     outline, last = f"M{corners[0]}", 0
     for number, degree in enumerate(degrees, start=1):
         following = [corners[(last + step) % needed] for step in range(1, degree + 2)]
         last += degree + 1
-        # A line back to the start is what Z stands for.
+        # Z draws the line back to the start.
         if degree or not path.is_closed or number < len(degrees):
             outline += f" {'LQC'[degree]}{' '.join(following)}"
     return outline + ("Z" if path.is_closed else ""), _number(_values(width))
 
 
 def _paint(kind: str, paint: Paint, gradients: Element) -> dict[str, str]:
-    """Return the attributes for a fill or stroke; what they refer to is added to `gradients`."""
+    """Return the attributes of a fill or stroke; a gradient is added to `gradients`."""
     if isinstance(paint, Tensor):
         *colour, alpha = _values(paint)
         return {kind: _hex(colour), f"{kind}-opacity": _number(alpha)}
     name = f"gradient{len(gradients)}"
-    here = {"id": name, "gradientUnits": "userSpaceOnUse"}
+    shared = {"id": name, "gradientUnits": "userSpaceOnUse"}
     if isinstance(paint, LinearGradient):
         (x1, y1), (x2, y2) = _values(paint.begin), _values(paint.end)
         line = {"x1": _number(x1), "y1": _number(y1), "x2": _number(x2), "y2": _number(y2)}
-        gradient = SubElement(gradients, "linearGradient", {**here, **line})
+        gradient = SubElement(gradients, "linearGradient", {**shared, **line})
     elif isinstance(paint, RadialGradient):
-        # SVG has circles only: a circle of radius 1, mapped.
+        # SVG only has circles: an ellipse is a mapped circle of radius 1.
         (rx, ry), (cx, cy) = _values(paint.radius.expand(2)), _values(paint.center)
         matrix = " ".join(map(_number, (rx, 0, 0, ry, cx, cy)))
         disc = {"cx": "0", "cy": "0", "r": "1", "gradientTransform": f"matrix({matrix})"}
-        gradient = SubElement(gradients, "radialGradient", {**here, **disc})
+        gradient = SubElement(gradients, "radialGradient", {**shared, **disc})
     else:
         raise ClipagError(
-            f"SVG has no word for the paint {paint!r}: paint with a colour or a gradient."
+            f"SVG cannot express the paint {paint!r}: paint with a colour or a gradient."
         )
     stops = zip(_values(paint.offsets), _values(paint.stop_colors), strict=True)
     for offset, (*colour, alpha) in stops:
@@ -158,8 +158,8 @@ def _values(tensor: Tensor) -> Any:
     """Return the numbers of a tensor, nested as it is."""
     if not tensor.isfinite().all():
         raise ClipagError(
-            "The drawing holds NaN or infinity: mend the input, or lower the learning rate that "
-            "led there."
+            "The drawing holds NaN or infinity: correct the input, or lower the learning rate of "
+            "the ascent."
         )
     return tensor.tolist()
 

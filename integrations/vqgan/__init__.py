@@ -1,8 +1,8 @@
 """VQGAN+CLIP: the latent of a VQGAN as a canvas (Crowson et al., ECCV 2022)."""
 
 from clipag_plugins.integrations.vqgan.canvas import (
-    STEPS,
     VqganCanvas,
+    VqganSettings,
     codebook,
     draw,
     encode,
@@ -14,9 +14,9 @@ from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
 __all__ = [
-    "STEPS",
     "Cutouts",
     "VqganCanvas",
+    "VqganSettings",
     "codebook",
     "draw",
     "encode",

@@ -1,8 +1,8 @@
 """VQGAN+CLIP: the codes of a VQGAN as a canvas.
 
 Crowson et al., "VQGAN-CLIP: Open Domain Image Generation and Editing with Natural Language
-Guidance", ECCV 2022. The model is taming-transformers' own; its gradient reaches the latent past
-the choice of codes, straight through.
+Guidance", ECCV 2022. The model is taming-transformers' own. The gradient passes straight through
+the choice of codes to the latent.
 """
 
 from collections.abc import Sequence
@@ -18,131 +18,125 @@ from clipag_plugins.arguments import LARGEST, SMALLEST, RunOptions, seeds_of
 from clipag_plugins.ascent import Ascent, Callback, ascend
 from clipag_plugins.base import INPUT_RESOLUTION, ClipagModel
 from clipag_plugins.canvas import Canvas
+from clipag_plugins.defaults import SIDE, VQGAN_STEPS
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide, MakeViews
-from clipag_plugins.integrations.vqgan import weights
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_prompts, parse_scenes
+from clipag_plugins.integrations.vqgan.weights import is_embedded
 from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.sampler import starting_images
 from clipag_plugins.targets import Target, image_target, text_target
 
-STEPS = 200
-
 
 @dataclass(frozen=True)
-class Settings:
-    """How a VQGAN is led best, where nobody says otherwise."""
+class VqganSettings:
+    """How a VQGAN is guided.
 
-    init: str
+    Args:
+        init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
+            "pixels", "gradient" or a picture: see `starting_latent`.
+        rate: learning rate of Adam.
+        views: what the guide sees.
+        change_every: updates of a scene; after the last scene the first one follows again. By
+            default the steps are divided equally among the scenes.
+
+    Raises:
+        ClipagError: a number is out of its range.
+    """
+
+    init: str | Path
     rate: float
-    views: int
+    views: MakeViews
+    change_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < float("inf"):
+            raise ClipagError(f"`rate` is {self.rate}: choose a learning rate above 0.")
+        if self.change_every is not None and self.change_every < 1:
+            raise ClipagError(f"`change_every` is {self.change_every}: choose at least 1.")
 
 
-GENERATE_PY = Settings("noise", 0.1, 32)  # nerdyrodent's, for the public VQGANs
-# On the embedded one, the judge of benchmarks/ named 25 % of 24 captions that no reported figure
+# nerdyrodent's generate.py, for the public VQGANs.
+GENERATE_PY_SETTINGS = VqganSettings("noise", 0.1, Cutouts(32))
+# With these, the evaluator of benchmarks/ recognised 25 % of 24 captions that no reported figure
 # uses; with the settings above, 17 %.
-EMBEDDED = Settings("gmm", 0.05, 16)
+EMBEDDED_SETTINGS = VqganSettings("gmm", 0.05, Cutouts(16))
 
 
-def settings_for(model: nn.Module) -> Settings:
+def settings_for(vqgan: nn.Module) -> VqganSettings:
     """Return the default settings of a VQGAN."""
-    return EMBEDDED if getattr(model, "name", None) == weights.EMBEDDED else GENERATE_PY
+    return EMBEDDED_SETTINGS if is_embedded(vqgan) else GENERATE_PY_SETTINGS
 
 
 def draw(
-    prompt: str,
+    prompt: str | Sequence[Sequence[Prompt]],
     model: ClipagModel,
     vqgan: nn.Module,
     *,
     image_prompts: str = "",
-    steps: int = STEPS,
+    steps: int = VQGAN_STEPS,
     seed: int = 0,
-    size: tuple[int, int] = (INPUT_RESOLUTION, INPUT_RESOLUTION),
-    views: MakeViews | None = None,
-    init: str | Path | None = None,
-    rate: float | None = None,
-    change_every: int | None = None,
-    prefix: str = "",
-    truncate: bool = False,
-    precision: str = "auto",
-    max_views: int = 64,
-    callbacks: Sequence[Callback] = (),
-    progress: bool = True,
+    size: tuple[int, int] = (SIDE, SIDE),
+    settings: VqganSettings | None = None,
+    callback: Callback | None = None,
+    options: RunOptions = RunOptions(),
 ) -> Ascent:
     """Draw a prompt with a VQGAN, guided by the spherical distance.
 
     Args:
-        prompt: `text:weight:stop | … ^ …`: see `prompts`. It may be empty if there are image
-            prompts.
+        prompt: `text:weight:stop | … ^ …`, or its scenes as `prompts.parse_scenes` returns them.
+            It may be empty if there are image prompts.
         model: the CLIP that guides.
         vqgan: as `load_vqgan` returns it.
-        image_prompts: `path:weight:stop | …`, pictures to be similar to in every scene.
-        steps: updates, over all scenes.
+        image_prompts: `path:weight:stop | …`, pictures that every scene should look like.
+        steps: number of updates, over all scenes.
         seed: the same seed gives the same picture on the same machine.
         size: (width, height) in pixels.
-        views: what the guide looks at; by default `Cutouts`, as many as `settings_for(vqgan)`.
-        init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
-            "pixels", "gradient" or a picture: see `starting_latent`. By default what suits
-            the VQGAN.
-        rate: learning rate of Adam; by default what suits the VQGAN.
-        change_every: updates a scene, around and around; by default the steps are shared
-            out among the scenes.
-        prefix: put before every text.
-        truncate: cut texts of more than 77 tokens instead of refusing them.
-        precision, max_views: see `Guide`.
-        callbacks: called by the loop as `ascend` says; steps are counted over all scenes.
-        progress: show a progress bar a scene.
+        settings: by default `settings_for(vqgan)`.
+        callback: as for `ascend`; steps are counted over all scenes.
+        options: precision, memory, compilation and progress bar.
 
     Returns:
-        The last scene's ascent, with the steps of all. Ctrl-C ends it and keeps the best so far.
+        The ascent of the last scene, with the number of steps of all scenes. Ctrl-C ends it and
+        keeps the best so far.
 
     Raises:
         ClipagError: an argument is out of its range, or a file cannot be read.
     """
-    if steps < 1 or (change_every is not None and change_every < 1):
-        raise ClipagError(f"steps is {min(steps, change_every or steps)}: choose at least 1.")
+    if steps < 1:
+        raise ClipagError(f"`steps` is {steps}: choose at least 1.")
     (seed,) = seeds_of(seed)
-    settings = settings_for(vqgan)
-    init = settings.init if init is None else init
-    rate = settings.rate if rate is None else rate
-    views = Cutouts(settings.views) if views is None else views
-    if not 0 < rate < float("inf"):
-        raise ClipagError(f"The learning rate is {rate}: choose a number above 0.")
-    scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
-    pictures = parse_prompts(image_prompts) if image_prompts else []
-    shared = [_picture_target(model, picture) for picture in pictures]
-    targets = [
-        [_text_target(model, part, prefix, truncate) for part in scene] + shared for scene in scenes
-    ]
-    start = _mixture_start(targets[0], model, size, seed) if init == "gmm" else init
+    settings = settings or settings_for(vqgan)
+    targets = _scene_targets(model, prompt, image_prompts, options.truncate)
+    is_mixture = settings.init == "gmm"
+    start = _mixture_start(targets[0], model, size, seed) if is_mixture else settings.init
     latent = starting_latent(vqgan, size, start, seed).to(model.device)
-    canvas = VqganCanvas(vqgan.to(model.device), latent, size, rate)
-    optimizer = canvas.optimizer()  # one for all scenes: the picture goes on moving
+    canvas = VqganCanvas(vqgan.to(model.device), latent, size, settings.rate)
+    optimizer = canvas.optimizer()  # one for all scenes, so that its moments are kept
     done = 0
 
-    def report(step: int, images: Tensor, losses: Tensor) -> bool:
-        answers = [callback(done + step, images, losses) for callback in callbacks]
-        return any(answers)
+    def count_over_scenes(step: int, images: Tensor, losses: Tensor) -> bool | None:
+        return None if callback is None else callback(done + step, images, losses)
 
     while True:
-        scene, length = _scene(done, steps, len(targets), change_every)
+        scene, length = _scene(done, steps, len(targets), settings.change_every)
         guide = Guide(
             model,
             [targets[scene]],
-            views,
+            settings.views,
             seeds=[seed + done],
             spherical=True,
-            options=RunOptions(precision, max_views),
+            options=options,
         )
-        ascent = ascend(canvas, guide, length, optimizer, report, progress)
+        ascent = ascend(canvas, guide, length, optimizer, count_over_scenes, options.progress)
         done += ascent.steps
         if ascent.steps < length or done == steps:
             return replace(ascent, steps=done)
 
 
 def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tuple[int, int]:
-    """Return the number of the scene that comes after `done` steps, and how long it lasts."""
+    """Return the number of the scene that follows `done` steps, and its number of steps."""
     if change_every is not None:
         return done // change_every % scenes, min(change_every, steps - done)
     ends = [steps * (number + 1) // scenes for number in range(scenes)]
@@ -150,17 +144,25 @@ def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tupl
     return scene, ends[scene] - done
 
 
-def _mixture_start(
-    targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
-) -> Tensor:
-    """Return the image (3, S, S) that a pixel ascent towards these targets would start from."""
-    goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
-    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0, 0]
+def _scene_targets(
+    model: ClipagModel,
+    prompt: str | Sequence[Sequence[Prompt]],
+    image_prompts: str,
+    truncate: bool,
+) -> list[list[Target]]:
+    """Return the targets of each scene: its texts, and the pictures that all scenes share."""
+    scenes: Sequence[Sequence[Prompt]]
+    if isinstance(prompt, str):
+        scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
+    else:
+        scenes = prompt
+    pictures = parse_prompts(image_prompts) if image_prompts else []
+    shared = [_picture_target(model, picture) for picture in pictures]
+    return [[_text_target(model, part, truncate) for part in scene] + shared for scene in scenes]
 
 
-def _text_target(model: ClipagModel, prompt: Prompt, prefix: str, truncate: bool) -> Target:
-    text = f"{prefix} {prompt.text}".strip()
-    return replace(text_target(model, text, prompt.weight, truncate), stop=prompt.stop)
+def _text_target(model: ClipagModel, prompt: Prompt, truncate: bool) -> Target:
+    return replace(text_target(model, prompt.text, prompt.weight, truncate), stop=prompt.stop)
 
 
 def _picture_target(model: ClipagModel, prompt: Prompt) -> Target:
@@ -169,13 +171,21 @@ def _picture_target(model: ClipagModel, prompt: Prompt) -> Target:
     return replace(image_target(model, image, prompt.weight), stop=prompt.stop)
 
 
+def _mixture_start(
+    targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
+) -> Tensor:
+    """Return the image (3, S, S) that `sampler.sample` would start from for these targets."""
+    goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
+    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0, 0]
+
+
 class VqganCanvas(Canvas):
-    """Pictures that a VQGAN decodes from a latent, place by place the nearest code.
+    """Pictures that a VQGAN decodes from a latent, after each place is set to its nearest code.
 
     Args:
         model: taming's `VQModel` or `GumbelVQ`, as `load_vqgan` returns it.
         latent: (B, embed_dim, h, w), as `starting_latent` returns it.
-        size: (width, height) of the picture in pixels; by default all that the latent decodes to.
+        size: (width, height) of the picture in pixels; by default the whole decoded latent.
         rate: learning rate of Adam.
     """
 
@@ -198,7 +208,7 @@ class VqganCanvas(Canvas):
     def render(self) -> Tensor:
         """Return the pictures, (B, 3, height, width) in [0, 1]."""
         codes = nearest_codes(self.latent, codebook(self.model))
-        # Straight through: forward the codes, backward as if the latent had not been changed.
+        # Straight-through: the value is that of the codes, the gradient goes to the latent.
         decoded = self.model.decode(self.latent + (codes - self.latent).detach())
         images: Tensor = _Clamp.apply((decoded + 1) / 2)
         return images[..., : self.height, : self.width]
@@ -214,7 +224,7 @@ class VqganCanvas(Canvas):
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamps to [0, 1]; a gradient that leads back inside passes, one that leads out does not."""
+    """Clamps to [0, 1]. Outside, it blocks the gradients that would lead further out."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -236,7 +246,7 @@ def codebook(model: nn.Module) -> Tensor:
 
 
 def stride(model: nn.Module) -> int:
-    """Return how many pixels a side one code stands for: the f of f8 and f16."""
+    """Return the side in pixels of what one code stands for: 8 for an f8 model, 16 for f16."""
     decoder: Any = model.decoder
     return int(2 ** (decoder.num_resolutions - 1))
 
@@ -244,7 +254,7 @@ def stride(model: nn.Module) -> int:
 def nearest_codes(latent: Tensor, codes: Tensor) -> Tensor:
     """Return the code nearest to each place of a latent (B, D, h, w), in the same shape."""
     places = latent.movedim(1, -1)
-    # |z − e|² less |z|², which is the same for every code e.
+    # |z − e|² without |z|², which is the same for every code e.
     distance = codes.pow(2).sum(dim=1) - 2 * places @ codes.T
     return codes[distance.argmin(dim=-1)].movedim(-1, 1)
 
@@ -253,14 +263,14 @@ def nearest_codes(latent: Tensor, codes: Tensor) -> Tensor:
 def starting_latent(
     model: nn.Module, size: tuple[int, int], init: str | Path | Tensor = "noise", seed: int = 0
 ) -> Tensor:
-    """Return a latent (1, embed_dim, h, w) that decodes to at least `size`.
+    """Return a latent (1, embed_dim, h, w) that decodes to a picture of at least `size`.
 
     Args:
         model: as `load_vqgan` returns it.
         size: (width, height) of the picture in pixels.
         init: "noise" (random codes), "pixels" (a picture of random pixels), "gradient" (a random
             gradient of colour), or a picture to start from: a path, or (3, H, W) in [0, 1].
-        seed: of all that is random.
+        seed: where all random numbers come from.
 
     Raises:
         ClipagError: the size is impossible, or the picture cannot be read.
@@ -268,7 +278,7 @@ def starting_latent(
     width, height = size
     if not (SMALLEST <= width <= LARGEST and SMALLEST <= height <= LARGEST):
         raise ClipagError(
-            f"size is {width} × {height}: choose sides from {SMALLEST} to {LARGEST} pixels."
+            f"`size` is {width} × {height}: choose sides from {SMALLEST} to {LARGEST} pixels."
         )
     codes, side = codebook(model), stride(model)
     columns, rows = -(-width // side), -(-height // side)
@@ -293,11 +303,11 @@ def starting_latent(
 def encode(model: nn.Module, images: Tensor) -> Tensor:
     """Return the codes (B, embed_dim, h, w) of images (B, 3, H, W) in [0, 1].
 
-    A Gumbel VQGAN's are the likeliest codes: taming's own `encode` draws them at random.
+    For a Gumbel VQGAN they are the likeliest codes; taming's own `encode` draws them at random.
     """
     taming: Any = model
-    before = taming.quant_conv(taming.encoder(images * 2 - 1))
+    latent = taming.quant_conv(taming.encoder(images * 2 - 1))
     if hasattr(taming.quantize, "proj"):
-        likeliest = taming.quantize.proj(before).argmax(dim=1)
+        likeliest = taming.quantize.proj(latent).argmax(dim=1)
         return codebook(model)[likeliest].movedim(-1, 1)
-    return nearest_codes(before, codebook(model))
+    return nearest_codes(latent, codebook(model))

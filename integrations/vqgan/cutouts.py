@@ -1,8 +1,8 @@
-"""The views of VQGAN+CLIP, by the names that nerdyrodent's generate.py gives them.
+"""The views of VQGAN+CLIP, under the names of nerdyrodent's generate.py.
 
-Two kinds: `latest` and `updatedpooling` look at the whole image every time, shrunk by the mean of
-average and maximum pooling; `original`, `updated` and `nrupdated` look at random square crops
-(Crowson's). All but `original` then distort each view by kornia, and add noise.
+`latest` and `updatedpooling` take the whole image, shrunk by the mean of average and maximum
+pooling. `original`, `updated` and `nrupdated` take random square crops, as Crowson does. All but
+`original` then distort each view with kornia and add noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ from torch.nn import functional as F
 
 from clipag_plugins.arguments import MOST_VIEWS
 from clipag_plugins.base import resample
+from clipag_plugins.defaults import CUT_AUGMENTS, CUT_METHODS, CUT_POWER
 from clipag_plugins.errors import ClipagError
 
-METHODS = ("latest", "original", "updated", "nrupdated", "updatedpooling")
 POOLED = ("latest", "updatedpooling")
-NOISE = 0.1  # largest standard deviation of the noise; each view draws its own
+NOISE = 0.1  # largest standard deviation of the noise, which is drawn for each view
 
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Random views of an image, as VQGAN+CLIP's users know them; a guide's `views`.
+    """Random views of an image, as VQGAN+CLIP takes them; the `views` of a `Guide`.
 
     Args:
         count: views of each image.
-        method: one of `METHODS`.
-        augments: for `latest` and `nrupdated`, names of `AUGMENTS` in the order they are applied.
-        power: of crops: above 1 they are rather small, below 1 rather large.
+        method: one of `defaults.CUT_METHODS`.
+        augments: for `latest` and `nrupdated`, names of `AUGMENTS` in the order of their use.
+        power: exponent of the random size of crops: above 1 small crops are more frequent.
 
     Raises:
         ClipagError: an argument is out of its range.
@@ -40,22 +40,20 @@ class Cutouts:
     count: int = 32
     method: str = "latest"
     augments: Sequence[str] = ("Af", "Pe", "Ji", "Er")
-    power: float = 1.0
+    power: float = CUT_POWER
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= MOST_VIEWS:
-            raise ClipagError(f"views is {self.count}: choose from 1 to {MOST_VIEWS}.")
-        if self.method not in METHODS:
-            raise ClipagError(
-                f"The cut method is {self.method!r}: choose from {', '.join(METHODS)}."
-            )
+            raise ClipagError(f"`count` is {self.count}: choose from 1 to {MOST_VIEWS}.")
+        if self.method not in CUT_METHODS:
+            raise ClipagError(f"`method` is {self.method!r}: choose from {', '.join(CUT_METHODS)}.")
         for name in self.augments:
-            if name not in AUGMENTS:
+            if name not in CUT_AUGMENTS:
                 raise ClipagError(
-                    f"The augmentation is {name!r}: choose from {', '.join(AUGMENTS)}."
+                    f"`augments` names {name!r}: choose from {', '.join(CUT_AUGMENTS)}."
                 )
         if not 0 < self.power < float("inf"):
-            raise ClipagError(f"The cut power is {self.power}: choose a number above 0.")
+            raise ClipagError(f"`power` is {self.power}: choose a number above 0.")
 
     def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return every view of every image, and each view's weight.
@@ -65,17 +63,18 @@ class Cutouts:
             size: side of the views, the image tower's own.
 
         Returns:
-            Views (B, V, 3, size, size), and weights (V,) that sum to 1. Random numbers are
-            torch's global ones and the same for every image of the batch.
+            Views (B, V, 3, size, size), and weights (V,) that sum to 1. Random numbers
+            come from torch's global generator and are the same for every image of the batch.
         """
         state = torch.get_rng_state()
         batch = []
         for image in images:
             torch.set_rng_state(state)
-            batch.append(self._of(image[None], size))
+            batch.append(self._views_of(image[None], size))
         return torch.stack(batch), images.new_full((self.count,), 1 / self.count)
 
-    def _of(self, image: Tensor, size: int) -> Tensor:
+    def _views_of(self, image: Tensor, size: int) -> Tensor:
+        """Return the views (V, 3, size, size) of one image (1, 3, H, W)."""
         if self.method in POOLED:
             pooled = F.adaptive_avg_pool2d(image, size) + F.adaptive_max_pool2d(image, size)
             views = (pooled / 2).expand(self.count, -1, -1, -1)
@@ -90,6 +89,7 @@ class Cutouts:
         return noisy
 
     def _crop(self, image: Tensor, size: int) -> Tensor:
+        """Return a random square crop of an image (1, 3, H, W), if possible not below `size`."""
         height, width = image.shape[-2:]
         largest = min(height, width)
         smallest = min(largest, size)
@@ -101,8 +101,8 @@ class Cutouts:
 
 @cache
 def _distortion(method: str, augments: tuple[str, ...], size: int) -> nn.Module:
-    """Return what a method does to its views, (V, 3, size, size)."""
-    import kornia.augmentation as K  # here, since it takes a second to import
+    """Return the distortion that a method applies to its views, (V, 3, size, size)."""
+    import kornia.augmentation as K  # imported late, since it takes a second
 
     if method == "updated":
         return nn.Sequential(
@@ -122,7 +122,7 @@ def _distortion(method: str, augments: tuple[str, ...], size: int) -> nn.Module:
     return nn.Sequential(*(AUGMENTS[name](K, method in POOLED, size) for name in augments))
 
 
-# Each is made from kornia.augmentation; some are milder or wilder on pooled views.
+# They are made from kornia.augmentation. Some are weaker or stronger on pooled views.
 AUGMENTS: dict[str, Callable[[Any, bool, int], nn.Module]] = {
     "Ji": lambda K, pooled, size: K.ColorJitter(0.1, 0.1, 0.1, 0.1, p=0.7),
     "Sh": lambda K, pooled, size: K.RandomSharpness(0.3, p=0.5),

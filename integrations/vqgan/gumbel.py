@@ -1,7 +1,7 @@
-"""The Gumbel VQGAN, for builds of taming-transformers that came before it.
+"""The Gumbel VQGAN, for older builds of taming-transformers that lack it.
 
-Only what drawing with one needs: the relaxation of Jang et al. (2017) at its limit, one code a
-place, and the parameters under the names that published checkpoints use.
+It has only what drawing needs: the relaxation of Jang et al. (2017) in its limit, which chooses one
+code for each place, and the parameter names of published checkpoints.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class GumbelQuantize(nn.Module):
-    """Choose for each place the code with the largest logit.
+    """Chooses the code with the largest logit for each place.
 
     Args:
-        width: channels that come in.
+        width: number of input channels.
         embed_dim: length of a code.
         n_embed: number of codes.
     """
@@ -26,19 +26,19 @@ class GumbelQuantize(nn.Module):
         self.embed = nn.Embedding(n_embed, embed_dim)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Return codes (B, embed_dim, h, w), a loss of zero and the codes' numbers."""
+        """Return codes (B, embed_dim, h, w), a loss of zero, and the numbers of the codes."""
         codes = self.proj(z).argmax(dim=1)
         return self.embed(codes).movedim(3, 1), z.new_zeros(()), (None, None, codes)
 
     def get_codebook_entry(self, codes: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """Return the codes of those numbers as (B, embed_dim, h, w); `shape` is (B, h, w, C)."""
+        """Return the codes with these numbers as (B, embed_dim, h, w); `shape` is (B, h, w, C)."""
         batch, height, width, _ = shape
         entries: Tensor = self.embed(codes.reshape(batch, height, width))
         return entries.movedim(3, 1)
 
 
 class GumbelVQ(VQModel):  # type: ignore[misc]
-    """A VQGAN whose codes are chosen by logits. It draws; it cannot be trained here."""
+    """A VQGAN that chooses its codes by logits. This class draws and cannot be trained."""
 
     def __init__(
         self,
@@ -56,10 +56,12 @@ class GumbelVQ(VQModel):  # type: ignore[misc]
             self.init_from_ckpt(ckpt_path)
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
-        """Return what the quantiser is given for images (B, 3, H, W) in [-1, 1]."""
-        before: Tensor = self.quant_conv(self.encoder(x))
-        return before
+        """Return the quantiser's input for images (B, 3, H, W) in [-1, 1]."""
+        latent: Tensor = self.quant_conv(self.encoder(x))
+        return latent
 
     def training_step(self, *_: Any) -> Tensor:
         """Refuse to train: this class only draws."""
-        raise NotImplementedError("GumbelVQ only draws here: to train one, install a later taming.")
+        raise NotImplementedError(
+            "This GumbelVQ only draws: to train one, install a newer taming-transformers."
+        )

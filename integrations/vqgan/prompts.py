@@ -1,12 +1,13 @@
 """The prompts of VQGAN+CLIP: `text:weight:stop | text … ^ text …`.
 
-`|` stands between prompts that are drawn at once, `^` between scenes that follow one another.
-A weight below 0 leads away from its text. `stop` is the spherical distance at which a prompt is
-near enough, and stops leading.
+`|` separates prompts that are drawn at once, `^` separates scenes that follow one another. A weight
+below 0 pushes the picture away from its text. `stop` is the spherical distance at which a prompt
+stops pulling.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from clipag_plugins.errors import ClipagError
 
@@ -23,10 +24,10 @@ class Prompt:
 
 
 def parse_scenes(text: str) -> list[list[Prompt]]:
-    """Read `… | … ^ …` as a list of prompts a scene.
+    """Read `… | … ^ …` as one list of prompts for each scene.
 
     Raises:
-        ClipagError: a scene or a prompt is empty, or a weight or stop is no finite number.
+        ClipagError: a scene or a prompt is empty, or a weight or stop cannot be used.
     """
     return [parse_prompts(scene) for scene in text.split("^")]
 
@@ -40,21 +41,31 @@ def parse_prompts(text: str) -> list[Prompt]:
     return [_parse(part, text) for part in text.split("|")]
 
 
+def with_prefix(scenes: Sequence[Sequence[Prompt]], prefix: str) -> list[list[Prompt]]:
+    """Return the scenes with a prefix before every text."""
+    return [
+        [replace(prompt, text=f"{prefix} {prompt.text}".strip()) for prompt in scene]
+        for scene in scenes
+    ]
+
+
 def _parse(part: str, whole: str) -> Prompt:
     text, *numbers = part.rsplit(":", 2)
     if len(numbers) == 2 and not _is_number(numbers[0]):
-        # One number, after a text that has a colon of its own.
+        # The text itself has a colon, and one number follows it.
         text, numbers = f"{text}:{numbers[0]}", numbers[1:]
     if not text.strip():
         raise ClipagError(f"There is an empty prompt in {whole.strip()!r}: {GRAMMAR}.")
     if not all(map(_is_number, numbers)):
         raise ClipagError(
-            f"In the prompt {part.strip()!r}, {numbers[-1].strip()!r} is no number: {GRAMMAR}; "
-            "a text with a colon in it needs its weight, as in 'Alien: a poster:1'."
+            f"In the prompt {part.strip()!r}, {numbers[-1].strip()!r} is not a number: "
+            f"{GRAMMAR}; a text with a colon needs a weight, as in 'Alien: a poster:1'."
         )
     prompt = Prompt(text.strip(), *map(float, numbers))
     if not math.isfinite(prompt.weight) or prompt.weight == 0 or math.isnan(prompt.stop):
-        raise ClipagError(f"The prompt {part.strip()!r} has a weight or stop of no use: {GRAMMAR}.")
+        raise ClipagError(
+            f"The prompt {part.strip()!r} has a weight or stop that cannot be used: {GRAMMAR}."
+        )
     return prompt
 
 

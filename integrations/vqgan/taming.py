@@ -1,8 +1,8 @@
-"""taming-transformers' own modules, imported on today's libraries and kept to ourselves.
+"""A private copy of taming-transformers' modules, imported with current libraries.
 
-taming wants the pytorch-lightning of 2020, a `torch._six` and the main.py of its own checkout
-(Esser, Rombach & Ommer, "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021).
-The shims put these back while it is imported, and only then.
+taming (Esser, Rombach & Ommer, "Taming Transformers for High-Resolution Image Synthesis", CVPR
+2021) needs the pytorch-lightning of 2020, `torch._six` and the main.py of its own checkout. The
+shims supply these during the import only.
 """
 
 import sys
@@ -24,9 +24,8 @@ from clipag_plugins.integrations.shims.patching import Patches
 def taming(name: str) -> ModuleType:
     """Import one of taming's modules, such as `taming("models.vqgan")`.
 
-    It is a copy of our own: whoever imports taming besides gets it as it would be without us.
-    Lightning is not loaded, which takes ten times as long as all the rest: the models are plain
-    torch modules here.
+    It is a private copy: other code that imports taming gets its own, unchanged. The models are
+    plain torch modules, since loading Lightning takes ten times as long as everything else.
 
     Raises:
         ClipagError: taming-transformers, or something it needs, is not installed.
@@ -40,9 +39,9 @@ def taming(name: str) -> ModuleType:
                 "pip install 'clipag-plugins[vqgan]'."
             ) from error
         if name == "models.vqgan":
-            # The oldest build has none: the shim brings one, which is found only in here.
+            # The oldest build has no GumbelVQ. The shim adds it, but only during this import.
             vars(module)["GumbelVQ"] = module.GumbelVQ
-            # The same function in one operation instead of two: a quarter of a step's time.
+            # The same function in one operation instead of two saves a quarter of a step.
             vars(sys.modules["taming.modules.diffusionmodules.model"])["nonlinearity"] = F.silu
     return module
 
