@@ -2,7 +2,7 @@
 
 Frans et al., "CLIPDraw: Exploring Text-to-Drawing Synthesis through Language-Image Encoders",
 NeurIPS 2022. The constants are those of the authors' notebook. The notebook leaves out CLIP's
-normalisation of images but recommends it; here the guide normalises.
+normalisation of images but recommends it; the guide normalises.
 
 Lengths are in pixels of the notebook's canvas, 224 on each side, whatever the size of the picture.
 Stroke widths are full widths, as in SVG. diffvg counts half widths, so all widths in this module
@@ -81,6 +81,31 @@ def _perspective_and_crop(size: int) -> list[Any]:
     return [K.RandomPerspective(0.5, p=1.0), crop]
 
 
+def read_palette(colours: Sequence[str]) -> Tensor:
+    """Return colours as (K, 3) in [0, 1].
+
+    Args:
+        colours: hexadecimal, as "#e63946" or "e63946", or CSS names.
+
+    Raises:
+        ClipagError: one of them is not a colour.
+    """
+    rgb = []
+    for colour in colours:
+        for spelling in (colour, f"#{colour}"):
+            try:
+                rgb.append(ImageColor.getcolor(spelling, "RGB"))
+                break
+            except ValueError:
+                continue
+        else:
+            raise ClipagError(
+                f"`palette` names {colour!r}, which is not a colour: write a colour as e63946, or "
+                "by its name."
+            )
+    return torch.tensor(rgb) / 255
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What a drawing is made of.
@@ -92,7 +117,7 @@ class Drawing:
             squares of which only the colours change.
         width: smallest and largest width of strokes, in pixels of a canvas of 224.
         palette: the colours that may be used, as `read_palette` takes them; empty for all.
-        init: "random", or the path of a picture whose colours the strokes start with.
+        init: "random", or the path of a picture that gives the strokes their first colours.
 
     Raises:
         ClipagError: a value is out of its range.
@@ -317,31 +342,6 @@ def _squares(count: int, size: int) -> Tensor:
     corners = corners.view(-1, 4, 1, 2)
     along = torch.tensor([0, 1 / 3, 2 / 3]).view(3, 1)
     return torch.lerp(corners, corners.roll(-1, 1), along).flatten(1, 2)
-
-
-def read_palette(colours: Sequence[str]) -> Tensor:
-    """Return colours as (K, 3) in [0, 1].
-
-    Args:
-        colours: hexadecimal, as "#e63946" or "e63946", or CSS names.
-
-    Raises:
-        ClipagError: one of them is not a colour.
-    """
-    rgb = []
-    for colour in colours:
-        for spelling in (colour, f"#{colour}"):
-            try:
-                rgb.append(ImageColor.getcolor(spelling, "RGB"))
-                break
-            except ValueError:
-                continue
-        else:
-            raise ClipagError(
-                f"`palette` names {colour!r}, which is not a colour: write a colour as e63946, or "
-                "by its name."
-            )
-    return torch.tensor(rgb) / 255
 
 
 def draw(

@@ -5,12 +5,11 @@ and reading and writing SVG. It does not support distance fields (`OutputType.sd
 other than the default, `OptimizableSvg`, or strokes of varying width.
 
 Two differences are deliberate. First, diffvg samples random points in each pixel. This renderer
-computes the coverage of a fixed grid of samples, so nothing is random and `seed` is
-ignored. Second, where a shape covers part of a pixel without a background, diffvg averages its
-colour with the black of the empty samples, and scripts that then multiply by alpha draw dark
-fringes. This renderer keeps the colour of the shape, so such scripts draw what the SVG shows.
-Scripts that compare RGBA directly see harder edges in the colours than with diffvg, and the same
-alpha.
+computes the coverage of a fixed grid of samples, so nothing is random and `seed` is ignored.
+Second, where a shape covers part of a pixel without a background, diffvg averages its colour with
+the black of the empty samples, and scripts that then multiply by alpha draw dark fringes. This
+renderer keeps the colour of the shape, so such scripts draw what the SVG shows. Scripts that
+compare RGBA directly see harder edges in the colours than with diffvg, and the same alpha.
 """
 
 import time
@@ -227,7 +226,7 @@ class RenderFunction:
 
 
 def _stretched(groups: Sequence[Group], x: float, y: float) -> list[Group]:
-    """Return groups whose canvas is stretched by factors x and y."""
+    """Return groups on a canvas that is stretched by factors x and y."""
     stretch = torch.tensor([x, y, 1], device=_state.device).diag()
 
     def stretched(group: Group) -> Group:

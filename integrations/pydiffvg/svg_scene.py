@@ -53,7 +53,7 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         raise ClipagError(f"{filename} is not SVG: {error}.") from error
     if _tag(root) != "svg":
         raise ClipagError(f"{filename} is not SVG: its root is <{_tag(root)}>.")
-    box = root.get("viewBox", "").repoint(",", " ").split()
+    box = root.get("viewBox", "").replace(",", " ").split()
     if len(box) == 4:
         root.set("width", box[2])
         root.set("height", box[3])

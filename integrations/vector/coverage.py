@@ -368,7 +368,9 @@ def _winding(
     share = _share_right(column + 1, x0, x1).where(column < right[part], 1)
     share_before = _share_right(column, x0, x1).where(step > 0, 0)
     change = rise * (share - share_before)
-    return change.new_zeros(int(boxes.cells.sum())).index_add(0, cell, change).cumsum(0)
+    zeros = change.new_zeros(int(boxes.cells.sum()))
+    winding: Tensor = zeros.index_add(0, cell, change).cumsum(0)
+    return winding
 
 
 def _share_right(edge: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
