@@ -348,6 +348,7 @@ IMPORTS = (
 )
 
 
+@pytest.mark.slow
 def test_imports_of_old_scripts():
     """Each starts without any module of ours, in one process, which imports torch once."""
     forget = "import sys; [sys.modules.pop(m) for m in [*sys.modules] if m.startswith('clip')]"

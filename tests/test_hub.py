@@ -214,6 +214,7 @@ def test_a_token_is_sent(local_hub, run, tmp_path, monkeypatch):
     assert result.returncode == 2 and "hf_" not in result.stderr
 
 
+@pytest.mark.slow
 def test_no_network(local_hub, run, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = run("pull", "chs20/robust")
@@ -518,6 +519,7 @@ def mutate(data, dice):
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and message so often
 def test_two_thousand_mutated_files(tmp_path):
     """Each is refused with our error, or gives a model with finite weights. None crashes."""
@@ -561,6 +563,7 @@ def test_no_flipped_bit_gets_past_a_known_checksum(local_hub):
 # The command line
 
 
+@pytest.mark.slow
 def test_models(run, run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
     listed = run_process("models")

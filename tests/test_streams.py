@@ -19,6 +19,7 @@ def draw(model, seed):
     ).images
 
 
+@pytest.mark.slow
 def test_eight_threads_draw_what_each_draws_alone(model):
     alone = [draw(model, seed) for seed in range(8)]
     together = [None] * 8

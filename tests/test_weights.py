@@ -50,6 +50,7 @@ def test_a_full_size_vit_gives_open_clips_numbers(tmp_path):
     assert_same(clip.load_model(tmp_path / "v.safetensors"), original, 224)
 
 
+@pytest.mark.slow
 def test_training_checkpoint_as_pt(small, tmp_path):
     original, _ = small
     state = {f"module.{key}": value for key, value in original.state_dict().items()}
