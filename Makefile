@@ -15,13 +15,14 @@ demo: $(VENV)/installed
 	$(BIN)/clipag generate "a red apple" --out apple.png
 
 # Lint, types and the fast tests: under 2 minutes on 2 cores.
-check: lint $(VENV)/installed-test
+check: lint
 	$(PYTEST) -m "not slow"
 
 test: $(VENV)/installed-test
 	$(PYTEST)
 
-lint: $(VENV)/installed-lint
+# mypy reads the types of the libraries that the tests use.
+lint: $(VENV)/installed-test $(VENV)/installed-lint
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
