@@ -2,10 +2,10 @@
 
 python -m benchmarks.ablation --work build/weights --out build/ablation
 
-A convolutional and a transformer tower, each made robust against L2 and against L∞ by the same
-number of updates, then all six drawn with by the same sampler, without a generator. A run that
-was stopped goes on. The budgets are tiny: it shows the machinery and a tendency, no more. The
-figures go to benchmarks/results/ablation.json.
+A convolutional and a transformer tower are each made robust against L2 and against L∞ by the same
+number of updates. All six models then draw with the same sampler, without a generator. A run that
+was stopped resumes. The budgets are tiny: they show that the parts work together, and at most a
+tendency. The figures go to benchmarks/results/ablation.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from clipag_plugins.finetune import config, train
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.sampler import EMBEDDED_SETTINGS, starting_images
 
-from . import keep
+from . import FIGURES, keep
 
 PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
 SIDE, LABEL = 112, 190
@@ -37,7 +37,7 @@ ROBUST = ["steps=STEPS", "batch=64", "micro_batch=32", "lr=5e-4", "warmup=10", "
 
 
 def make(name: str, settings: list[str], work: Path, out: Path, run: str) -> Path:
-    """Make one model, if it is not there yet, and return its folder."""
+    """Make one model, unless it exists, and return its folder."""
     result = out / run / "model"
     if not (result / "README.md").is_file() or "## Accuracy" not in card(result):
         paths = [f"data.0.path={work}", f"validation.path={work}"]
@@ -52,12 +52,12 @@ def card(model: Path) -> str:
 
 def accuracy(model: Path) -> dict[str, dict[str, str]]:
     """Read clean and robust accuracy, before and after, off a card's table."""
-    found = re.findall(r"\| (before|after) \| (\S+) \| (\S+) \|", card(model))
-    return {row: {"clean": clean, "robust": robust} for row, clean, robust in found}
+    table = re.findall(r"\| (before|after) \| (\S+) \| (\S+) \|", card(model))
+    return {when: {"clean": clean, "robust": robust} for when, clean, robust in table}
 
 
 def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
-    """Draw the prompts with the embedded model's settings, whichever the model."""
+    """Draw the prompts with the embedded model's settings, whatever the model."""
     targets = [clip.text_target(model, prompt) for prompt in PROMPTS]
     guide = clip.Guide(
         model, [[t] for t in targets], EMBEDDED_SETTINGS.views, seeds=[seed] * len(PROMPTS)
@@ -69,13 +69,13 @@ def draw(model: clip.ClipagModel, seed: int = 0) -> list[Image.Image]:
     ]
 
 
-def write_figure(path: Path, rows: list[tuple[str, list[Image.Image]]]) -> None:
+def write_figure(path: Path, drawn: list[tuple[str, list[Image.Image]]]) -> None:
     """Write a labelled row of pictures for each model."""
-    sheet = Image.new("RGB", (LABEL + len(PROMPTS) * SIDE, 20 + len(rows) * SIDE), "white")
+    sheet = Image.new("RGB", (LABEL + len(PROMPTS) * SIDE, 20 + len(drawn) * SIDE), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, prompt in enumerate(PROMPTS):
         pen.text((LABEL + column * SIDE + 4, 3), prompt, "black", font)
-    for number, (label, pictures) in enumerate(rows):
+    for number, (label, pictures) in enumerate(drawn):
         pen.multiline_text((4, 20 + number * SIDE + 30), label, "black", font)
         for column, picture in enumerate(pictures):
             small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -89,7 +89,7 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     robust = [setting.replace("STEPS", str(steps)) for setting in ROBUST]
     vit = make("vit-mini", [], work, out, "vit")
-    rows: list[tuple[str, list[Image.Image]]] = []
+    drawn: list[tuple[str, list[Image.Image]]] = []
     figures: dict[str, Any] = {"updates": steps, "accuracy": {}}
     for tower, start in (("ConvNet", "clip-mini"), ("ViT", str(vit))):
         made = {
@@ -97,13 +97,13 @@ def main(work: Path, out: Path, figure: Path, steps: int) -> None:
                          f"{tower}-{settings[0].rpartition('=')[2]}")
             for threat, settings in THREATS.items()
         }  # fmt: skip
-        rows.append((f"{tower}, vanilla", draw(clip.load_model(start))))
+        drawn.append((f"{tower}, vanilla", draw(clip.load_model(start))))
         for threat, model in made.items():
-            found = accuracy(model)
-            after = "\n".join(f"{kind} {share}" for kind, share in found["after"].items())
-            rows.append((f"{tower}, {threat}\n{after}", draw(clip.load_model(model))))
-            figures["accuracy"][f"{tower}, {threat}"] = found
-    write_figure(figure, rows)
+            shares = accuracy(model)
+            after = "\n".join(f"{kind} {share}" for kind, share in shares["after"].items())
+            drawn.append((f"{tower}, {threat}\n{after}", draw(clip.load_model(model))))
+            figures["accuracy"][f"{tower}, {threat}"] = shares
+    write_figure(figure, drawn)
     keep("ablation", figures)
 
 
@@ -111,7 +111,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path, default=Path("build/ablation"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/figures/ablation.png"))
+    parser.add_argument("--figure", type=Path, default=FIGURES / "ablation.png")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""Kill fine-tuning runs at random moments, and see whether they end as if undisturbed.
+"""Kill fine-tuning runs at random moments, and check that they end as undisturbed ones do.
 
 python -m benchmarks.chaos --work build/weights --out build/chaos --kills 20
 
 One process is killed (SIGKILL) again and again, while it starts, computes or writes a
-checkpoint, and its weights are compared bit by bit with those of an undisturbed run. Then, of
-two processes under torchrun, one is killed, and one process finishes the run. A run that did not
-go on from its newest checkpoint ends the benchmark. Figures: benchmarks/results/chaos.json.
+checkpoint, and its weights are compared bit by bit with those of an undisturbed run. Then one of
+two processes under torchrun is killed, and a single process finishes the run. If a run does not
+resume from its newest checkpoint, the benchmark stops. Figures: benchmarks/results/chaos.json.
 """
 
 import argparse
@@ -48,14 +48,16 @@ def newest(out: Path) -> int:
 
 
 def check_start(words: str, step: int) -> None:
-    """End all unless a run's bar, if it got so far, began at a step."""
-    found = re.search(r"(\d+)/60 \[", words)
-    if found and int(found[1]) != step:
-        raise SystemExit(f"A run went on from step {found[1]}, and its checkpoint was {step}.")
+    """Stop unless a run's progress bar, if there was one, began at a step."""
+    match = re.search(r"(\d+)/60 \[", words)
+    if match and int(match[1]) != step:
+        raise SystemExit(
+            f"A run resumed from step {match[1]}, but its newest checkpoint is of {step}."
+        )
 
 
 def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random) -> int:
-    """Run to the end in spite of so many kills; return how many there were."""
+    """Run to the end through a number of kills; return how many there were."""
     done, log = 0, out.parent / "killed.log"
     while True:
         start = newest(out)
@@ -63,7 +65,7 @@ def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random)
             command = [sys.executable, "-m", MODULE, *arguments(work, out)]
             process = subprocess.Popen(command, stdout=file, stderr=file)
             if done < kills:
-                if draw.random() < 0.8:  # else while it starts
+                if draw.random() < 0.8:  # else it is killed while it starts
                     wait_for_checkpoint(process, out)
                     time.sleep(draw.uniform(0, 0.5))
                 else:
@@ -79,16 +81,16 @@ def kill_again_and_again(work: Path, out: Path, kills: int, draw: random.Random)
 
 
 def kill_one_of_two(work: Path, out: Path) -> tuple[float, int, str]:
-    """Kill one of two processes; return seconds until all is over, exit code and last words."""
+    """Kill one of two processes; return the seconds until both ended, exit code and message."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node", "2", "-m", MODULE, *arguments(work, out)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     out.mkdir(exist_ok=True)
     wait_for_checkpoint(process, out)
-    found = subprocess.run(
+    children = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", MODULE], capture_output=True, text=True
     )
-    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     began = time.monotonic()
     _, words = process.communicate(timeout=300)
     reason = next((x for x in words.decode().splitlines() if "SIGKILL" in x or "Signal 9" in x), "")
@@ -107,7 +109,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 def main(work: Path, out: Path, kills: int, seed: int) -> None:
-    """Disturb runs, and write down what came of it."""
+    """Kill runs, and write the figures."""
     out.mkdir(parents=True, exist_ok=True)
     undisturbed = [sys.executable, "-m", MODULE, *arguments(work, out / "whole")]
     subprocess.run(undisturbed, check=True, stderr=subprocess.DEVNULL)

@@ -3,15 +3,15 @@
     python -m benchmarks.finetune
     python -m benchmarks.finetune --memory --work build/weights
 
-The peer, in the same run and on the same weights: open_clip's ViT-B/32 (or the mini towers) in
-float32, torchattacks' PGDL2 on a module that gives the contrastive logits, weights that require
-gradients throughout, one large batch, AdamW. It comes in three forms: `whole`, whose attack
-runs `model(images, texts)` as CLIP's API suggests; `backward`, the same with a hand-written
-PGD that calls `loss.backward()`, weight gradients and all; and `texts kept`, which embeds the
+The peer runs in the same process on the same weights: open_clip's ViT-B/32 (or the mini towers) in
+float32, torchattacks' PGDL2 on a module that returns the contrastive logits, weights that require
+gradients throughout, one large batch, AdamW. It has three forms. `whole` attacks
+`model(images, texts)`, as CLIP's interface suggests. `backward` does the same with a hand-written
+PGD that calls `loss.backward()` and so computes the weights' gradients too. `texts kept` embeds the
 texts once a batch. Ours is timed on one large batch too, and in four micro-batches, for
 which GradCache embeds most pictures once more. Times are CPU seconds of one thread, so that a
 busy machine does not blur the ratios. `--processes` times two processes of one thread against
-one of two, in wall time. torchattacks is what `make test` installs.
+one of two, in wall time. `make test` installs torchattacks.
 """
 
 import argparse
@@ -35,13 +35,15 @@ from clipag_plugins.attack import L2
 from clipag_plugins.base import ClipagModel, normalize
 from clipag_plugins.finetune import config, train
 from clipag_plugins.finetune.gradcache import Batch, Spool, Times, gradient
-from clipag_plugins.finetune.objectives import Clipag
+from clipag_plugins.finetune.objectives import Clipag, Temperature
+from clipag_plugins.finetune.settings import Config, Source
 from clipag_plugins.targets import text_embeddings
 from clipag_plugins.tokenizer import tokenize
 
 from . import RESULTS, keep
 
 ATTACK_STEPS, EPS = 5, 1.5
+SCALE = 50.0
 CAPTION = "a photo of thing number {} on a table"
 
 
@@ -53,19 +55,19 @@ def batch_of(size: int, side: int) -> tuple[Tensor, list[str]]:
 
 
 def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[], object]:
-    """Return one update as this package does it, in so many micro-batches."""
-    model = train.build(config.Config(model=name))
+    """Return one update as this package does it, in a number of micro-batches."""
+    model = train.build(Config(model=name))
     side = model.visual.native_size
     images, captions = batch_of(size, side)
     tower = model.visual.requires_grad_(True)
-    objective = Clipag(lambda texts: text_embeddings(model, texts), 50.0)
+    objective = Clipag(lambda texts: text_embeddings(model, texts), Temperature(SCALE))
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6)
     spool = Spool(Path(tempfile.gettempdir()))
     threat = L2(EPS, ATTACK_STEPS, 2 * EPS / ATTACK_STEPS)
     micro = [*images.split(size // micro_batches)]
 
     def update() -> None:
-        times.add("data")  # what the others took since the last time
+        times.add("data")  # the time since our last update, in which others ran
         optimizer.zero_grad()
         gradient(tower, objective, threat, Batch(micro, captions, range(size), size), spool,
                  times=times)  # fmt: skip
@@ -76,7 +78,7 @@ def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[],
 
 
 class Logits(nn.Module):
-    """Images in [0, 1] to the contrastive logits, as torchattacks wants a model."""
+    """A model as torchattacks takes it: images in [0, 1] to the contrastive logits."""
 
     def __init__(self, model: Any, tokens: Tensor, keep_texts: bool):
         super().__init__()
@@ -94,17 +96,17 @@ class Logits(nn.Module):
         texts = self.texts
         if texts is None:
             texts = F.normalize(self.model.encode_text(self.tokens), dim=-1)
-        return 50 * z @ texts.T
+        return SCALE * z @ texts.T
 
 
 def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
-    """Return one update as one would first write it."""
+    """Return one update as one would write it without this package, in one of the three forms."""
     import open_clip
     import torchattacks
 
     model: nn.Module
     if name == "clip-mini":
-        mini: ClipagModel = train.build(config.Config(model=name))
+        mini: ClipagModel = train.build(Config(model=name))
         model, side = mini, mini.visual.native_size
         model.to(memory_format=torch.contiguous_format)  # torchattacks takes no other
     else:
@@ -124,9 +126,10 @@ def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
             for _ in range(ATTACK_STEPS):
                 attacked.requires_grad_(True)
                 F.cross_entropy(logits(attacked), labels).backward()
-                slope = attacked.grad
-                if slope is not None:  # for mypy: backward has just set it
-                    attacked = threat.project(threat.step(attacked.detach(), slope), x)
+                gradient_of_images = attacked.grad
+                if gradient_of_images is not None:  # for mypy: backward has just set it
+                    moved = threat.step(attacked.detach(), gradient_of_images)
+                    attacked = threat.project(moved, x)
         else:
             attack = torchattacks.PGDL2(logits, EPS, length, ATTACK_STEPS)
             attacked = attack(x, labels)
@@ -139,7 +142,7 @@ def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
 
 
 def compare(name: str, size: int, rounds: int) -> dict[str, object]:
-    """Time all forms in turn; return images per CPU second, the ratios, and our own split."""
+    """Time all forms in turn; return images a CPU second, their ratios, and how ours is spent."""
     times = Times()
     kinds = ("whole", "backward", "texts kept")
     updates = {kind: straightforward(name, size, kind) for kind in kinds}
@@ -172,7 +175,7 @@ def processes(work: Path) -> dict[str, object]:
     settings = ["steps=6", "batch=128", "micro_batch=64", "save_every=6", "picture_every=0",
                 f"data.0.path={work}", "evaluate_samples=8",
                 f"validation.path={work}"]  # fmt: skip
-    found: dict[str, object] = {"load": os.getloadavg()[0]}
+    speeds: dict[str, object] = {"load": os.getloadavg()[0]}
     for count, threads in ((1, 2), (2, 1)):
         with tempfile.TemporaryDirectory() as folder:
             launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -181,16 +184,16 @@ def processes(work: Path) -> dict[str, object]:
             environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment)
             state = torch.load(f"{folder}/run/00000006.pt", weights_only=True)
-            found[f"{count} × {threads}"] = round(6 * 128 / state["run"]["seconds"], 2)
-    found["ratio"] = round(found["2 × 1"] / found["1 × 2"], 2)  # type: ignore[operator]
-    return found
+            speeds[f"{count} × {threads}"] = round(6 * 128 / state["progress"]["seconds"], 2)
+    speeds["ratio"] = round(speeds["2 × 1"] / speeds["1 × 2"], 2)  # type: ignore[operator]
+    return speeds
 
 
 def memory(work: Path, batch: int) -> dict[str, object]:
-    """Run one update of a batch on the mini model, and return this process' peak memory."""
+    """Run one update of the mini model, and return this process's peak memory."""
     changes = [f"data.0.path={work}", "steps=1", f"batch={batch}", "micro_batch=512",
                "threat.attack_steps=1", "picture_every=0"]  # fmt: skip
-    settings = replace(config.read("mini", changes), validation=config.Source())
+    settings = replace(config.read("mini", changes), validation=Source())
     with tempfile.TemporaryDirectory(dir=work) as folder:
         train.train(settings, Path(folder), torch.device("cpu"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -198,29 +201,32 @@ def memory(work: Path, batch: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure one thing, and keep the figures beside those of other runs."""
+    """Measure what the options name, and add the figures to those of other runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--rounds", type=int, default=2, help="after one to warm up; 0: that one")
     parser.add_argument("--models", nargs="*", default=["clip-mini", "ViT-B-32"])
     parser.add_argument("--processes", action="store_true", help="two processes against one")
-    parser.add_argument("--memory", type=int, nargs="?", const=40_960, help="one batch of so many")
+    parser.add_argument(
+        "--memory", type=int, nargs="?", const=40_960, help="of a batch of this size"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any]
+    figures: dict[str, Any]
     if options.memory:
-        found = {"memory": memory(options.work, options.memory)}
+        figures = {"memory": memory(options.work, options.memory)}
     elif options.processes:
-        found = {"processes": processes(options.work)}
+        figures = {"processes": processes(options.work)}
     else:
         sizes = {"clip-mini": 64}
-        found = {"threads": 1, "load": os.getloadavg()[0]}
-        found |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
-    before = RESULTS / "finetune.json"
-    kept = json.loads(before.read_text()) if before.exists() else {}
-    for key, value in found.items():
-        kept[key] = {**kept.get(key, {}), **value} if isinstance(value, dict) else value
-    keep("finetune", kept)
+        figures = {"threads": 1, "load": os.getloadavg()[0]}
+        figures |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
+    path = RESULTS / "finetune.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for key, value in figures.items():
+        together = isinstance(value, dict)
+        results[key] = {**results.get(key, {}), **value} if together else value
+    keep("finetune", results)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ the text tower in the work folder: the first two stages of `make weights`.
 import argparse
 from pathlib import Path
 
-from clipag_plugins.finetune.embedded.image_tower import Trainer
+from clipag_plugins.finetune.embedded.image_tower import EmbeddedCorpus
 from clipag_plugins.hub import load_model
 from clipag_plugins.targets import text_embeddings
 
@@ -19,13 +19,13 @@ from . import keep
 
 def main(work: Path) -> None:
     """Measure both embedded models and write the figures."""
-    trainer = Trainer(work, seed=0)
-    report: dict[str, object] = {"pictures": len(trainer.test), "captions": len(trainer.captions)}
+    corpus = EmbeddedCorpus(work)
+    report: dict[str, object] = {"pictures": len(corpus.test), "captions": len(corpus.captions)}
     for name in ("clip-mini", "clipag-mini"):
         model = load_model(name)
         tower, side = model.visual.tower, model.visual.native_size
-        texts = text_embeddings(model, trainer.captions, truncate=True)
-        scores = {eps: trainer.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}
+        texts = text_embeddings(model, corpus.captions, truncate=True)
+        scores = {eps: corpus.retrieval(tower, texts, side, eps) for eps in (1.0, 3.0)}
         report[name] = {
             "top 10": scores[1.0].clean,
             **{f"top 10, eps {eps}": score.robust for eps, score in scores.items()},

@@ -1,4 +1,4 @@
-"""Save and restore a training run, so that a kill costs minutes and never the run."""
+"""Save and restore a training run: a kill costs the updates since the last checkpoint."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,12 +17,23 @@ from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import processes
 
-# What torch.load raises for bytes that are no whole checkpoint. A system's error is none of them.
+# What torch.load raises for bytes that are no whole checkpoint. OSError is not among them: the file
+# may be whole, and only out of reach.
 DAMAGED = (EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
 
 
+class Part(Protocol):
+    """What a checkpoint can hold: a module, an optimiser, or anything with the same methods."""
+
+    def state_dict(self) -> Any:
+        """Return its state as plain values and tensors."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take such a state."""
+
+
 class Recipe:
-    """The settings that make a run that run; a part of its checkpoints, and the first.
+    """The settings that a resumed run must share with its checkpoint, of which it is a part.
 
     Args:
         settings: plain values.
@@ -36,17 +47,22 @@ class Recipe:
         return {"settings": self._settings}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Raise ClipagError unless these are the settings of the run that is taken up again."""
-        ours, theirs = json.loads(self._settings), json.loads(state["settings"])
-        if changed := [key for key in ours if ours[key] != theirs.get(key)]:
+        """Raise ClipagError unless the checkpoint was written with the same settings."""
+        current, saved = json.loads(self._settings), json.loads(state["settings"])
+        if changed := [key for key in current if current[key] != saved.get(key)]:
             raise ClipagError(
-                f"The run there was begun with another {changed[0]}: set it back, or start in "
-                "another folder."
+                f"The run in this folder was begun with another {changed[0]}: set it back, or "
+                "start in another folder."
             )
 
 
 class Averaged(nn.Module):
-    """Exponential moving average of a tower's weights."""
+    """Exponential moving average of a tower's weights.
+
+    Args:
+        tower: what is averaged.
+        decay: of the average; 0 follows the tower.
+    """
 
     def __init__(self, tower: nn.Module, decay: float):
         super().__init__()
@@ -55,16 +71,16 @@ class Averaged(nn.Module):
 
     @torch.no_grad()
     def update(self, tower: nn.Module, step: int) -> None:
-        """Move towards the tower's present weights; faster in the first steps."""
+        """Move towards the tower's current weights, faster in the first steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, now in zip(self.tower.parameters(), tower.parameters(), strict=True):
-            mean.lerp_(now, 1 - decay)
+        for mean, current in zip(self.tower.parameters(), tower.parameters(), strict=True):
+            mean.lerp_(current, 1 - decay)
 
 
 def save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
-    """Write the step and the state of every part (model, optimiser, schedule, EMA).
+    """Write the step and the state of every part: model, optimiser, average and so on.
 
-    Every process of a run calls it, as parts may be spread over them; the first writes.
+    Every process of a run calls it, since parts may be sharded; the first writes.
     """
     state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
     if processes.rank() == 0:
@@ -73,12 +89,12 @@ def save(path: Path, step: int, parts: Mapping[str, Any]) -> None:
 
 
 def restore(path: Path, parts: Mapping[str, Any]) -> int:
-    """Load every part from `path` and return the step to go on from: 0 when there is none."""
-    return _fill(parts, _read(path)) if path.exists() else 0
+    """Load every part from `path` and return the step to resume from: 0 if there is no file."""
+    return _restore_parts(parts, _read(path)) if path.exists() else 0
 
 
 def save_in(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> None:
-    """Write one more checkpoint to a folder, then remove all but the last `keep`."""
+    """Write a checkpoint to a folder, then remove all but the last `keep`."""
     save(folder / _name(step), step, parts)
     if processes.rank() == 0:
         for path in _checkpoints(folder)[:-keep]:
@@ -86,13 +102,13 @@ def save_in(folder: Path, step: int, parts: Mapping[str, Any], keep: int) -> Non
 
 
 def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
-    """Load the last checkpoint of a folder that is whole; return its step, or 0.
+    """Load the last undamaged checkpoint of a folder; return its step, or 0 if there is none.
 
-    Every process of a run calls it. The first chooses, and renames what it finds damaged; the
-    others load the same one.
+    Every process of a run calls it. The first chooses, and renames damaged ones; the others load
+    the one it has chosen.
 
     Raises:
-        ClipagError: a process cannot read what the first has chosen.
+        ClipagError: a process cannot read the chosen checkpoint.
     """
     state: dict[str, Any] | None = None
     if processes.rank() == 0:
@@ -101,11 +117,11 @@ def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
                 state = _read(path)
                 break
             except DAMAGED as error:
-                # Left in place, it would count as the newest, and the next be pruned for it.
-                kept = path.replace(path.with_suffix(".damaged"))
+                # Under its old name it would count as the newest, and a good one would be pruned.
+                renamed = path.replace(path.with_suffix(".damaged"))
                 logging.getLogger(__name__).warning(
-                    "%s is damaged (%r): it is %s now, and the one before it is taken.",
-                    path, error, kept.name,
+                    "%s is damaged (%r): it was renamed to %s, and the one before it is used.",
+                    path, error, renamed.name,
                 )  # fmt: skip
     (step, *_) = processes.gather(None if state is None else int(state["step"]))
     if step is None:
@@ -116,20 +132,20 @@ def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
             state = _read(path)
         except (OSError, *DAMAGED) as error:
             raise ClipagError(
-                f"Process {processes.rank()} cannot read {path}, which process 0 goes on from "
-                f"({type(error).__name__}): all processes need the same --out folder."
+                f"Process {processes.rank()} cannot read {path}, which process 0 resumes from "
+                f"({type(error).__name__}): all processes need the same `out` folder."
             ) from error
-    return _fill(parts, state)
+    return _restore_parts(parts, state)
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a kill in the middle of a write has left."""
+    """Remove the temporary files of a write that was killed."""
     for path in folder.glob(".clipag-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def progress(start: int, steps: int, name: str) -> Iterator[int]:
-    """Count the remaining steps behind a progress bar."""
+    """Yield the remaining steps, and show them in a progress bar."""
     yield from tqdm(range(start, steps), initial=start, total=steps, desc=name, unit="step")
 
 
@@ -138,7 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _fill(parts: Mapping[str, Any], state: dict[str, Any]) -> int:
+def _restore_parts(parts: Mapping[str, Any], state: dict[str, Any]) -> int:
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["step"])

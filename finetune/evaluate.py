@@ -31,25 +31,32 @@ def evaluate(
     at_once: int = 128,
     scale: float = 100.0,
 ) -> Scores:
-    """Classify images (N, 3, S, S) uint8 by texts (C, D), as they are and attacked.
+    """Classify images by texts, as they are and under a white-box attack.
 
-    The attack raises the cross-entropy, knowing the tower, from a seeded random start; `scale` is
-    that of its logits, by default CLIP's own.
+    Args:
+        tower: maps normalised images to embeddings.
+        texts: unit-length embeddings (C, D).
+        images: (N, 3, S, S) uint8.
+        labels: (N,) numbers of the images' own texts.
+        threat_model: of the attack, which raises the cross-entropy from a seeded random start.
+        top: an image counts as a hit if its own text is among so many likeliest.
+        at_once: images that are computed at once.
+        scale: of the attack's logits. The default is CLIP's own.
     """
     generator, hits = torch.Generator().manual_seed(0), [0, 0]
     for chunk, label in zip(images.split(at_once), labels.split(at_once), strict=True):
-        clean, wanted = chunk.to(texts) / 255, label.to(texts.device)
+        clean, truth = chunk.to(texts) / 255, label.to(texts.device)
 
         def logits(x: Tensor) -> Tensor:
             return scale * F.normalize(tower(normalize(x)).float(), dim=-1) @ texts.T
 
-        def mismatch(x: Tensor, wanted: Tensor = wanted) -> Tensor:
-            return F.cross_entropy(logits(x), wanted, reduction="sum")
+        def mismatch(x: Tensor, truth: Tensor = truth) -> Tensor:
+            return F.cross_entropy(logits(x), truth, reduction="sum")
 
         attacked = pgd(clean, mismatch, threat_model, generator)
         for version, x in enumerate((clean, attacked)):
             with torch.no_grad():
                 best = logits(x).topk(min(top, len(texts)), dim=1).indices
-            hits[version] += int((best == wanted[:, None]).any(dim=1).sum())
+            hits[version] += int((best == truth[:, None]).any(dim=1).sum())
     clean_share, robust_share = (count / len(images) for count in hits)
     return Scores(clean_share, robust_share, len(images), len(texts), top)

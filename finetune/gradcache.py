@@ -1,21 +1,26 @@
 """One update's gradient, exact for a batch of any size in the memory of a micro-batch.
 
-Naive gradient accumulation is another loss where pictures are each other's negatives. GradCache
-(Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021)
-splits the step in two: a pass without graph that finds out how each picture's embedding weighs
-on the loss, and a pass that embeds again, with graph, and backpropagates one micro-batch at a
-time; the micro-batch that the first pass ends with keeps its graph for the second. Between the
-passes the attacked pictures wait in a file: attacking them twice would cost much more than
-writing and reading them, and both passes must see the same pictures.
+Where pictures are each other's negatives, plain gradient accumulation computes another loss.
+GradCache (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+2021) computes the large batch's in two passes:
+
+1. Attack every micro-batch, embed it without a graph, and show the embeddings to the objective,
+   which then knows each embedding's gradient.
+2. Embed every micro-batch again, with its graph, and backpropagate one at a time.
+
+The last micro-batch of the first pass keeps its graph, so it needs no second. Between the passes
+the attacked pictures wait in a file: both passes must see the same ones, and to attack twice costs
+much more than to write and read. An objective that is not coupled takes one pass.
 """
 
 import contextlib
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,18 +32,19 @@ from clipag_plugins.base import normalize
 from clipag_plugins.finetune import processes
 from clipag_plugins.finetune.objectives import Objective
 
-Embed = Callable[[Tensor], Tensor]
-# rows of the batch, clean images, and what the objective knows of them
-Part = tuple[slice, Tensor, Tensor | None]
-# rows, what the objective knows, the version's number, and its images
-View = tuple[slice, Tensor | None, int, Tensor]
+# Added to a picture's seed for its dreams, whose noise must not be that of its attack.
+DREAM_SEED = 2**62
 
 
 class Spool:
-    """Tensors of one shape and type in a file that is nobody's: a kill leaves nothing behind."""
+    """Tensors of one shape and type in a file without a name: a kill leaves nothing behind.
+
+    Args:
+        folder: where the file is made.
+    """
 
     def __init__(self, folder: Path):
-        # Unbuffered, as numpy writes past Python's buffer; open as long as this lives.
+        # Unbuffered, as numpy writes past Python's buffer; open as long as this object lives.
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         self._like: Tensor | None = None
 
@@ -62,20 +68,20 @@ class Spool:
         return values.view(self._like.dtype).view(self._like.shape)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all tensors."""
         self._file.truncate(0)
         self._file.seek(0)
 
 
 @dataclass
 class Batch:
-    """One process' part of a batch.
+    """One process's part of a batch.
 
     Attributes:
-        images: micro-batches (M, 3, S, S) uint8.
+        images: micro-batches (M, 3, S, S) uint8, all of one size.
         captions: of all of them, in order.
-        seeds: one for each, for the attack's random start: a picture's start depends neither
-            on the process nor on the micro-batch that it is in.
+        seeds: one for each picture, for the attack's random start, which then depends neither
+            on the process nor on the micro-batch that the picture is in.
         size: samples of the whole batch, over all processes.
     """
 
@@ -95,41 +101,44 @@ class Times:
     _began: float = field(default_factory=time.perf_counter)
 
     def add(self, part: str) -> None:
-        """Book the time since the last call on a part."""
+        """Add the time since the last call to a part."""
         now = time.perf_counter()
         setattr(self, part, getattr(self, part) + now - self._began)
         self._began = now
 
 
+class MicroBatch(NamedTuple):
+    """Clean images (M, 3, S, S) in [0, 1], their places in this process's part of the batch, and
+    what the objective compares them with."""
+
+    places: slice
+    images: Tensor
+    references: Tensor | None
+
+
+class View(NamedTuple):
+    """What the tower embeds at once: a micro-batch in one version, 0 attacked or 1 clean.
+
+    `images` are (M, 3, S, S), in version 0 followed by the objective's extra images.
+    """
+
+    places: slice
+    references: Tensor | None
+    version: int
+    images: Tensor
+
+
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Let a module's weights take no gradient, so that none of their products is computed."""
-    learning = [p for p in module.parameters() if p.requires_grad]
-    for parameter in learning:
+    """Switch off the weights' gradients, so that their part of backpropagation is skipped."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def attack(
-    embed: Embed,
-    objective: Objective,
-    threat_model: ThreatModel,
-    images: Tensor,
-    seeds: Sequence[int],
-    rows: slice,
-    anchor: Tensor | None,
-) -> Tensor:
-    """Return a micro-batch of images (M, 3, S, S) in [0, 1], attacked."""
-    generator, shape = torch.Generator(), images[:1].shape
-    noise = torch.cat([threat_model.noise(shape, generator.manual_seed(seed)) for seed in seeds])
-    start = threat_model.start_at(images, noise)
-    return pgd(
-        images, lambda x: objective.mismatch(embed(x), rows, anchor), threat_model, start=start
-    )
 
 
 def gradient(
@@ -140,81 +149,138 @@ def gradient(
     spool: Spool,
     *,
     clean_weight: float = 0.0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     times: Times | None = None,
 ) -> float:
     """Add the gradient of a whole batch's mean loss to the weights of a tower; return the loss.
 
     Args:
-        tower: maps normalised images to embeddings; where there are several processes, each
-            with its part of the batch, a `DistributedDataParallel` of one, or one that is
-            sharded. It is in eval mode: no dropout and no statistics of the batch, or two
-            passes would differ.
+        tower: maps normalised images to embeddings. With several processes, each of which has
+            its part of the batch, it is a `DistributedDataParallel`, or sharded. It is in eval
+            mode: with dropout or batch statistics, the two passes would differ.
         objective: what is trained for.
         threat_model: what is trained against.
-        batch: this process' part of the batch.
+        batch: this process's part of the batch.
         spool: where attacked images wait, if the objective is coupled.
         clean_weight: weight of the same loss on the images as they are.
-        dtype: what the tower computes in; bfloat16 by autocast.
+        dtype: what the tower computes in, by autocast; None is the weights' own type.
         times: where the time goes.
     """
-    times = times or Times()
-    plain = tower.module if isinstance(tower, DistributedDataParallel) else tower
-    device = next(plain.parameters()).device
-    weights = (1.0, clean_weight) if clean_weight else (1.0,)
-    micro, count = len(batch.images[0]), len(batch.images)
-    # DDP averages over processes, and the mean is over the whole batch.
-    share = processes.count() / batch.size
-    total, left = torch.zeros((), device=device), count * len(weights)
+    update = _Update(
+        tower, objective, threat_model, batch, spool, clean_weight, dtype, times or Times()
+    )
+    return update.run()
 
-    def embed(images: Tensor, module: nn.Module = plain) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            z: Tensor = module(normalize(images))
+
+class _Update:
+    """One call of `gradient`."""
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        objective: Objective,
+        threat_model: ThreatModel,
+        batch: Batch,
+        spool: Spool,
+        clean_weight: float,
+        dtype: torch.dtype | None,
+        times: Times,
+    ):
+        self.tower = tower
+        # DDP communicates in its backward pass. Only the last one may; before it, the tower
+        # inside accumulates.
+        self.plain = tower.module if isinstance(tower, DistributedDataParallel) else tower
+        self.objective, self.threat_model = objective, threat_model
+        self.batch, self.spool, self.times = batch, spool, times
+        self.weights = (1.0, clean_weight) if clean_weight else (1.0,)  # of the versions
+        weight = next(self.plain.parameters())
+        self.device, self.image_type = weight.device, weight.dtype
+        self.autocast = dtype if dtype != weight.dtype else None
+        # DDP averages over processes, and the mean is over the whole batch.
+        self.share = processes.count() / batch.size
+        self.total = torch.zeros((), device=self.device, dtype=weight.dtype)
+
+    def run(self) -> float:
+        """Backpropagate all views; return the loss."""
+        self.objective.begin(self.batch.captions, len(self.weights))
+        count = len(self.batch.images) * len(self.weights)
+        if self.objective.coupled:
+            self.spool.clear()
+            self.observe(self.attacked_views(), count)
+            self.learn_from(itertools.islice(self.spooled_views(), count - 1), count - 1)
+        else:
+            self.learn_from(self.attacked_views(), count)
+        self.times.add("update")
+        return float(processes.total(self.total) / processes.count())
+
+    def observe(self, views: Iterator[View], count: int) -> None:
+        """Make the first pass over all views, and learn from the last."""
+        for number, view in enumerate(views, 1):
+            with torch.set_grad_enabled(number == count):
+                z = self.embed(view.images, self.tower if count == 1 else self.plain)
+            self.objective.observe(z.detach(), view.places, view.version)
+        self.objective.agree()
+        self.learn(z, view)
+
+    def learn_from(self, views: Iterator[View], count: int) -> None:
+        """Embed and backpropagate views one by one."""
+        for number, view in enumerate(views, 1):
+            z = self.embed(view.images, self.tower if number == count else self.plain)
+            self.learn(z, view)
+
+    def learn(self, z: Tensor, view: View) -> None:
+        """Backpropagate one view's loss."""
+        loss = self.objective.loss(z, view.places, view.references, view.version)
+        loss = self.share * self.weights[view.version] * loss
+        loss.backward()
+        self.total += loss.detach()
+
+    def embed(self, images: Tensor, tower: nn.Module | None = None) -> Tensor:
+        """Return the tower's raw embeddings of images in [0, 1]."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            z: Tensor = (tower or self.plain)(normalize(images))
             return z
 
-    def learn(z: Tensor, rows: slice, anchor: Tensor | None, view: int) -> None:
-        part_loss = share * weights[view] * objective.loss(z, rows, anchor, view)
-        part_loss.backward()
-        total.add_(part_loss.detach())
+    def micro_batch(self, number: int) -> MicroBatch:
+        """Return a micro-batch of clean images."""
+        images = self.batch.images[number].to(self.device, self.image_type) / 255
+        places = slice(number * len(images), (number + 1) * len(images))
+        return MicroBatch(places, images, self.objective.references(images))
 
-    def part(number: int) -> Part:
-        images = batch.images[number].to(device, torch.float32) / 255
-        return slice(number * micro, (number + 1) * micro), images, objective.anchor(images)
+    def versions(self, part: MicroBatch, attacked: Tensor) -> Iterator[View]:
+        """Yield the views of a micro-batch."""
+        for version, images in enumerate((attacked, part.images)[: len(self.weights)]):
+            yield View(part.places, part.references, version, images)
 
-    def attacked() -> Iterator[tuple[Part, Tensor]]:
-        for number in range(count):
-            rows, images, anchor = part(number)
-            times.add("update")
-            with frozen(plain):
-                worst = attack(
-                    embed, objective, threat_model, images, batch.seeds[rows], rows, anchor
-                )
-            times.add("attack")
-            if objective.coupled:
-                spool.append(worst)
-            yield (rows, images, anchor), worst
+    def attacked_views(self) -> Iterator[View]:
+        """Attack every micro-batch, and yield its views."""
+        for number in range(len(self.batch.images)):
+            part = self.micro_batch(number)
+            self.times.add("update")
+            with frozen(self.plain):
+                attacked = self.attack(part)
+            self.times.add("attack")
+            if self.objective.coupled:
+                self.spool.append(attacked)
+            yield from self.versions(part, attacked)
 
-    def views(made: Iterable[tuple[Part, Tensor]]) -> Iterator[View]:
-        for (rows, clean, anchor), worst in made:
-            for view, images in enumerate((worst, clean)[: len(weights)]):
-                yield rows, anchor, view, images
+    def spooled_views(self) -> Iterator[View]:
+        """Yield the same views again, from the file."""
+        for number in range(len(self.batch.images)):
+            part = self.micro_batch(number)
+            yield from self.versions(part, self.spool[number].to(self.device))
 
-    objective.begin(batch.captions, len(weights))
-    todo = views(attacked())
-    if objective.coupled:
-        spool.clear()
-        for number, shown in enumerate(todo, 1):
-            rows, anchor, view, images = shown
-            with torch.set_grad_enabled(number == left):  # it needs no second pass then
-                z = embed(images, tower if left == 1 else plain)
-            objective.observe(z.detach(), rows, view)
-        objective.agree()
-        learn(z, rows, anchor, view)
-        left -= 1
-        again = ((part(number), spool[number].to(device)) for number in range(count))
-        todo = itertools.islice(views(again), left)
-    for number, (rows, anchor, view, images) in enumerate(todo, 1):
-        # DDP communicates once, at the end; until then the tower inside it adds up.
-        learn(embed(images, tower if number == left else plain), rows, anchor, view)
-    times.add("update")
-    return float(processes.total(total) / processes.count())
+    def attack(self, part: MicroBatch) -> Tensor:
+        """Return a micro-batch attacked, with the objective's extra images after it."""
+        images, seeds = part.images, self.batch.seeds[part.places]
+        generator, shape = torch.Generator(), images[:1].shape
+        noise = [self.threat_model.noise(shape, generator.manual_seed(seed)) for seed in seeds]
+        attacked = pgd(
+            images,
+            lambda x: self.objective.mismatch(self.embed(x), part.places, part.references),
+            self.threat_model,
+            start=self.threat_model.start_at(images, torch.cat(noise)),
+        )
+        generator.manual_seed((seeds[0] + DREAM_SEED) % 2**63)
+        extra = self.objective.extra_images(self.embed, images, part.places, generator)
+        return attacked if extra is None else torch.cat([attacked, extra])

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. A run of one process says nothing."""
+"""Communication between the processes of a run. With one process, nothing is sent."""
 
 import os
 import signal
@@ -22,16 +22,17 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Take leave of the other processes: all must have done what they had to do together."""
+    """Leave the other processes, when all common work is done."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def heeding() -> Iterator[list[int]]:
-    """Note the numbers of SIGTERM and SIGINT (Ctrl-C) in a list, instead of ending by them.
+def noted_signals() -> Iterator[list[int]]:
+    """Yield a list to which SIGTERM and SIGINT (Ctrl-C) are added, instead of ending the process.
 
-    In a run of one process the second of a kind acts as ever; torchrun may send several.
+    In a run of one process, the second signal of a kind ends it as usual. torchrun may send
+    several, so there all are noted.
     """
     noted: list[int] = []
     usual: dict[int, Any] = {}
@@ -41,9 +42,9 @@ def heeding() -> Iterator[list[int]]:
         if count() == 1:
             signal.signal(number, usual[number])
 
-    if threading.current_thread() is threading.main_thread():  # no other may set a handler
+    if threading.current_thread() is threading.main_thread():  # others may set no handler
         for number in (signal.SIGTERM, signal.SIGINT):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a script
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored in the background of a script
                 usual[number] = signal.signal(number, note)
     try:
         yield noted
@@ -53,7 +54,7 @@ def heeding() -> Iterator[list[int]]:
 
 
 def rank() -> int:
-    """Return this process' number."""
+    """Return this process's number."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -63,7 +64,7 @@ def count() -> int:
 
 
 def gather(value: T) -> list[T]:
-    """Return every process' value, in the order of their ranks."""
+    """Return every process's value, in the order of their ranks."""
     if count() == 1:
         return [value]
     values: list[T | None] = [None] * count()
@@ -72,7 +73,7 @@ def gather(value: T) -> list[T]:
 
 
 def stack(tensor: Tensor) -> Tensor:
-    """Return every process' tensor, which all have one shape, stacked on a new first axis."""
+    """Return every process's tensor, all of one shape, stacked on a new first axis."""
     if count() == 1:
         return tensor[None]
     parts = [torch.empty_like(tensor) for _ in range(count())]
@@ -83,3 +84,8 @@ def stack(tensor: Tensor) -> Tensor:
 def total(tensor: Tensor) -> Tensor:
     """Return the sum over the processes."""
     return stack(tensor).sum(dim=0)
+
+
+def wait() -> None:
+    """Wait until all processes have come to this point."""
+    gather(None)

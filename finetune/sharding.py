@@ -1,12 +1,13 @@
-"""A tower in shares: each process keeps a part of the weights, gradients, moments and average.
+"""How a run's processes hold the tower: each a copy (`Replicated`), or each a part (`Sharded`).
 
-PyTorch's own engine (FSDP2; Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded
-Data Parallel", 2023) puts a block's weights together when the block computes. A checkpoint
-holds everything in one piece, so that a run may go on with other shares, or without.
+Sharding is PyTorch's FSDP2 (Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data
+Parallel", 2023): each process stores a part of the weights, gradients, moments and average, and
+a block's weights are gathered while the block computes. A checkpoint holds everything in one
+piece in either form, so that a run may be resumed in the other, or on another number of processes.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,21 +20,22 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.finetune import processes
+from clipag_plugins.finetune import checkpoint, processes
 
-GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process alone
+GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to the first process alone
 WHOLE = StateDictOptions(full_state_dict=True)
 
 
 def is_block(module: nn.Module) -> bool:
-    """Say whether a part of a tower is one of its repeated blocks."""
+    """Return whether a module is one of a tower's repeated blocks."""
     return type(module).__name__.endswith(("Block", "Bottleneck"))
 
 
 def shard(tower: nn.Module, device: torch.device) -> None:
-    """Leave each process its share of a tower's weights, in place; what they are now is kept.
+    """Leave each process its part of a tower's weights, in place.
 
     Raises:
         ClipagError: this torch has no FSDP2.
@@ -49,26 +51,75 @@ def shard(tower: nn.Module, device: torch.device) -> None:
     tower.to(memory_format=torch.contiguous_format)  # FSDP takes no other
     for part in reversed([*tower.modules()]):  # the innermost first, the tower last
         if is_block(part) or part is tower:
-            # The whole tower's own weights too: `parameters()` are shares between two passes.
+            # Reshard the root too: between two passes `parameters()` must be the parts.
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
-def whole(tower: nn.Module, like: nn.Module) -> nn.Module:
-    """Return a sharded tower in one piece: on the first process, a copy of `like` filled.
+class Replicated:
+    """Every process has a copy of the tower. One process is the simplest case."""
 
-    All processes must call it; the others get `like` itself.
-    """
-    device = next(tower.parameters()).device
-    state = get_model_state_dict(tower, options=GATHERED)
-    if processes.rank():
-        return like
-    filled = copy.deepcopy(like).to(device)
-    filled.load_state_dict(state)
-    return filled
+    def distribute(self, towers: Sequence[nn.Module], device: torch.device) -> None:
+        """Leave the towers as they are."""
+
+    def called_tower(self, tower: nn.Module) -> nn.Module:
+        """Return the tower as an update calls it: DDP averages the processes' gradients."""
+        return DistributedDataParallel(tower) if processes.count() > 1 else tower
+
+    def weights(self, module: nn.Module) -> checkpoint.Part:
+        """Return a module as a part of a checkpoint."""
+        return module
+
+    def moments(self, tower: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.Part:
+        """Return the tower's optimiser as a part of a checkpoint."""
+        return optimizer
+
+    def whole(self, tower: nn.Module, like: nn.Module) -> nn.Module:
+        """Return a tower in one piece, on the first process."""
+        return tower
+
+    def clip(self, tower: nn.Module, largest: float) -> float:
+        """Scale the gradient to a norm of at most `largest`; return its norm before."""
+        return float(nn.utils.clip_grad_norm_(tower.parameters(), largest))
 
 
-class Weights:
-    """A sharded tower as a part of a checkpoint. All processes must save and load it."""
+class Sharded(Replicated):
+    """Every process has a part of the tower. All processes must make every call together."""
+
+    def distribute(self, towers: Sequence[nn.Module], device: torch.device) -> None:
+        """Leave each process its part of the towers, in place."""
+        for tower in towers:
+            shard(tower, device)
+
+    def called_tower(self, tower: nn.Module) -> nn.Module:
+        """Return the tower itself: FSDP2 works inside it."""
+        return tower
+
+    def weights(self, module: nn.Module) -> checkpoint.Part:
+        """Return a module as a part of a checkpoint."""
+        return _ShardedWeights(module)
+
+    def moments(self, tower: nn.Module, optimizer: torch.optim.Optimizer) -> checkpoint.Part:
+        """Return the tower's optimiser as a part of a checkpoint."""
+        return _ShardedMoments(tower, optimizer)
+
+    def whole(self, tower: nn.Module, like: nn.Module) -> nn.Module:
+        """Return, on the first process, a copy of `like` with a tower's weights; else `like`."""
+        device = next(tower.parameters()).device
+        state = get_model_state_dict(tower, options=GATHERED)
+        if processes.rank():
+            return like
+        copied = copy.deepcopy(like).to(device)
+        copied.load_state_dict(state)
+        return copied
+
+    def clip(self, tower: nn.Module, largest: float) -> float:
+        """Scale the gradient to a norm of at most `largest`; return its norm before."""
+        norm: Any = nn.utils.clip_grad_norm_(tower.parameters(), largest)
+        return float(norm.full_tensor())
+
+
+class _ShardedWeights:
+    """A sharded tower as a part of a checkpoint."""
 
     def __init__(self, tower: nn.Module):
         self._tower = tower
@@ -78,24 +129,24 @@ class Weights:
         return get_model_state_dict(self._tower, options=GATHERED)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process' shares of all weights."""
+        """Load this process's part of all weights."""
         set_model_state_dict(self._tower, state, options=WHOLE)
 
 
-class Moments:
-    """The optimiser of a sharded tower, likewise."""
+class _ShardedMoments:
+    """The optimiser of a sharded tower as a part of a checkpoint."""
 
     def __init__(self, tower: nn.Module, optimizer: torch.optim.Optimizer):
         self._tower, self._optimizer = tower, optimizer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the optimiser of a whole tower would, on the first process."""
+        """Return, on the first process, what the optimiser of a whole tower would."""
         state = get_optimizer_state_dict(self._tower, self._optimizer, options=GATHERED)
         numbers = {name: number for number, name in enumerate(self._names())}
         return _renamed(state, numbers) if state else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process' shares of it."""
+        """Load this process's part of the moments."""
         named = _renamed(state, dict(enumerate(self._names())))
         set_optimizer_state_dict(self._tower, self._optimizer, named, options=WHOLE)
 

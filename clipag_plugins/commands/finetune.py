@@ -21,7 +21,7 @@ The same command continues a stopped run. The result, OUT/model, can be passed t
 def add(commands: Commands) -> None:
     """Add `clipag finetune`."""
     finetune = command(commands, "finetune", "make a CLIP robust: your own CLIPAG", EXAMPLES)
-    finetune.set_defaults(run=_run)
+    finetune.set_defaults(run=_run, option_names={"changes": "--set"})
     arg = finetune.add_argument
     arg("config", metavar="CONFIG", help="a .toml file, or a name: see docs/finetune.md")
     arg(

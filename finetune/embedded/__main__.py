@@ -1,8 +1,9 @@
 """Make the embedded models from nothing: what `make weights` runs.
 
-Every stage is one module that can also be run alone, keeps its result in the work folder,
-is skipped when the result is there, and goes on from its last checkpoint after a kill. To make
-a stage anew, remove its result and those of the stages after it.
+Every stage is a module that can also be run alone. It writes its result to the work folder, is
+skipped if the result exists, and resumes from its last checkpoint after a kill. To repeat a stage,
+remove its result and those of the stages after it, and for an image tower its folder, clip-mini or
+clipag-mini.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Module, its arguments, and its result in the work folder.
 STAGES: tuple[tuple[str, list[str], str], ...] = (
     ("corpus", [], "captions.json"),
     ("text_tower", [], "text.safetensors"),
@@ -30,10 +32,10 @@ def main(work: Path, out: Path) -> None:
 
 
 def _run(module: str, *arguments: str) -> None:
-    # A process a stage: memory is given back, and a kill leaves the others' results alone.
+    # One process for each stage, which frees its memory at the end.
     command = [sys.executable, "-m", f"{__package__}.{module}", *arguments]
     if code := subprocess.run(command).returncode:
-        sys.exit(code)  # the stage has said why
+        sys.exit(code)  # the stage has printed the reason
 
 
 if __name__ == "__main__":

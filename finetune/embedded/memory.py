@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipag_plugins.base import normalize
-from clipag_plugins.finetune.embedded.image_tower import Pictures, Trainer
+from clipag_plugins.finetune.embedded.image_tower import EmbeddedCorpus, Pictures
 from clipag_plugins.finetune.embedded.recipe import MINI
 from clipag_plugins.mini import build_towers
 
@@ -29,7 +29,7 @@ def build_memory(work: Path, towers: Mapping[str, str]) -> dict[str, Tensor]:
     Returns:
         Tensors of shape (captions, embed_dim).
     """
-    trainer = Trainer(work, seed=0)
+    trainer = EmbeddedCorpus(work)
     memory = {"keys": trainer.embeddings[trainer.allowed]}
     for name, kind in towers.items():
         tower = build_towers(MINI)[0].eval()
@@ -39,7 +39,7 @@ def build_memory(work: Path, towers: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _mean_embeddings(tower: nn.Module, trainer: Trainer) -> Tensor:
+def _mean_embeddings(tower: nn.Module, trainer: EmbeddedCorpus) -> Tensor:
     """Return the centred mean embedding of each training caption's pictures."""
     side: int = MINI["vision_cfg"]["image_size"]
     sums, counts = torch.zeros_like(trainer.embeddings), torch.zeros(len(trainer.captions), 1)

@@ -32,9 +32,9 @@ def corpus_classes(work: Path, seed: int) -> Iterator[Tensor]:
     """Yield the training pictures of each cluster of captions on white, (n, 3, 16, 16)."""
     from sklearn.cluster import KMeans
 
-    from clipag_plugins.finetune.embedded.image_tower import Pictures, Trainer
+    from clipag_plugins.finetune.embedded.image_tower import EmbeddedCorpus, Pictures
 
-    trainer = Trainer(work, seed)
+    trainer = EmbeddedCorpus(work)
     pictures = Pictures(trainer.pixels, SIDE)
     allowed = torch.nonzero(trainer.allowed).squeeze(1)
     kmeans = KMeans(CLASSES, n_init=1, random_state=seed)
