@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .base import ClipagModel
     from .canvas import Canvas, PixelCanvas
     from .errors import ClipagError
-    from .guide import Guide
+    from .guide import Guide, Guides
     from .hub import available_models, load, load_clipag, load_model
     from .sampler import generate
     from .smoothing import smooth
@@ -32,6 +32,7 @@ _MODULES = {
     "ClipagError": "errors",
     "ClipagModel": "base",
     "Guide": "guide",
+    "Guides": "guide",
     "PixelCanvas": "canvas",
     "RunOptions": "arguments",
     "Target": "targets",
@@ -61,6 +62,7 @@ __all__ = [
     "ClipagError",
     "ClipagModel",
     "Guide",
+    "Guides",
     "PixelCanvas",
     "RunOptions",
     "Target",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,10 +10,19 @@ from tqdm import tqdm
 
 from .canvas import Canvas, Optimizer
 from .errors import ClipagError
-from .guide import Guide
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
 Penalty = Callable[[Tensor], Tensor]
+
+
+class ImageLoss(Protocol):
+    """What judges images: a `Guide`, several `Guides`, or your own."""
+
+    def loss(self, images: Tensor) -> Tensor:
+        """Return a loss (B,) of images (B, 3, H, W), differentiable in them."""
+
+    def readout(self, losses: Tensor) -> tuple[str, float]:
+        """Return the name and the mean of what the losses (B,) measure, for the progress bar."""
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Ascent:
 
 def ascend(
     canvas: Canvas,
-    guide: Guide,
+    guide: ImageLoss,
     steps: int,
     optimizer: Optimizer | None = None,
     callback: Callback | None = None,

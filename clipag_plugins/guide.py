@@ -42,6 +42,7 @@ from .views import one_view
 
 __all__ = [
     "Guide",
+    "Guides",
     "MakeViews",
     "Target",
     "image_target",
@@ -192,6 +193,33 @@ class Guide:
             if needs_gradient:
                 gradients += torch.autograd.grad(total, part)
         return torch.cat(losses), torch.cat(gradients) if needs_gradient else None
+
+
+class Guides:
+    """Several guides of the same images as one: the mean of their losses.
+
+    Each has its own model, input side, precision and views, and its own targets, since an embedding
+    means something to its own model only.
+
+    Args:
+        guides: at least one; all of them with a list of targets for each image.
+
+    Raises:
+        ClipagError: there is no guide.
+    """
+
+    def __init__(self, guides: Sequence[Guide]):
+        if not guides:
+            raise ClipagError("There is no guide: give at least one.")
+        self.guides = list(guides)
+
+    def loss(self, images: Tensor, views: MakeViews | None = None) -> Tensor:
+        """Return the mean of the guides' losses (B,) of images (B, 3, H, W): see `Guide.loss`."""
+        return torch.stack([guide.loss(images, views) for guide in self.guides]).mean(dim=0)
+
+    def readout(self, losses: Tensor) -> tuple[str, float]:
+        """Return the name and the mean of what the losses (B,) measure, for progress bars."""
+        return self.guides[0].readout(losses)
 
 
 class _LossWithGradient(torch.autograd.Function):
