@@ -41,6 +41,20 @@ class RunOptions:
             )
 
 
+def width_and_height(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of a size that is one side or both.
+
+    Raises:
+        ClipagError: a side is out of range.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ClipagError(f"`size` has {len(sides)} numbers: give one side, or width and height.")
+    for side in sides:
+        check_extent(1, side)
+    return sides
+
+
 def check_extent(steps: int, size: int) -> None:
     """Raise ClipagError unless there is at least one step and the size can be drawn."""
     if steps < 1:

@@ -15,7 +15,7 @@ The gradient is therefore part of the forward pass, and autograd's backward pass
 import shutil
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from .targets import (
     text_embeddings,
     text_target,
 )
-from .views import one_view
+from .views import MakeViews, one_view
 
 __all__ = [
     "Guide",
@@ -50,17 +50,6 @@ __all__ = [
     "text_embeddings",
     "text_target",
 ]
-
-
-class MakeViews(Protocol):
-    """What turns images into views: `Views`, `one_view`, or your own."""
-
-    @property
-    def count(self) -> int:
-        """Number of views of one image, V."""
-
-    def __call__(self, images: Tensor, size: int, /) -> tuple[Tensor, Tensor]:
-        """Return views (B, V, 3, size, size) of images (B, 3, H, W), and weights (V,)."""
 
 
 class Guide:

@@ -8,13 +8,24 @@ random crops, which bring out detail.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .base import resample
+
+
+class MakeViews(Protocol):
+    """What turns images into views: `Views`, `one_view`, or your own."""
+
+    @property
+    def count(self) -> int:
+        """Number of views of one image, V."""
+
+    def __call__(self, images: Tensor, size: int, /) -> tuple[Tensor, Tensor]:
+        """Return views (B, V, 3, size, size) of images (B, 3, H, W), and weights (V,)."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,7 @@ class Views:
         global_transforms, patch_transforms = self._transforms
         views = []
         if self.global_views:
-            whole = resample(images, size)[:, None].expand(-1, self.global_views, -1, -1, -1)
-            views.append(same_for_all_images(global_transforms, whole))
+            views.append(same_for_all_images(global_transforms, self._wholes(images, size)))
         if self.patch_views:
             # Shrink first, so that a crop is about `size` pixels wide. Cropping then needs no
             # filter, and the full image is filtered once instead of once for each view.
@@ -106,6 +116,22 @@ class Views:
         weights = images.new_ones(self.count)
         weights[self.global_views :] = self.patch_weight
         return result, weights / weights.sum()
+
+    def _wholes(self, images: Tensor, size: int) -> Tensor:
+        """Return the whole of each image, (B, global_views, 3, size, size).
+
+        An image that is not square would be distorted. Of such an image each view is a square that
+        is as wide as the shorter side, at a random place.
+        """
+        height, width = images.shape[-2:]
+        if height == width:
+            return resample(images, size)[:, None].expand(-1, self.global_views, -1, -1, -1)
+        side = min(height, width)
+        windows = []
+        for place in torch.rand(self.global_views).tolist():
+            top, left = (round(place * (length - side)) for length in (height, width))
+            windows.append(resample(images[..., top : top + side, left : left + side], size))
+        return torch.stack(windows, dim=1)
 
     def _crops(self, images: Tensor, size: int) -> Tensor:
         """Cut random squares out of each image, all at once, by sampling a grid."""
