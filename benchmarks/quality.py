@@ -30,7 +30,7 @@ from clipag_plugins.canvas import PixelCanvas
 from clipag_plugins.defaults import SIDE
 from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
-from clipag_plugins.sampler import sample, starting_images
+from clipag_plugins.sampler import sample, settings_for, starting_images
 from clipag_plugins.targets import text_target
 
 from . import evaluator, keep_table
@@ -86,9 +86,8 @@ def drawn(
     views: int | None, tries: int | None, model: ClipagModel, seed: int, prompts: list[str]
 ) -> Ascent:
     """Draw prompts by pixel ascent."""
-    return sample(
-        prompts, model, views=views, tries=tries, seed=seed, options=RunOptions(progress=False)
-    )
+    settings = settings_for(model, views=views, tries=tries)
+    return sample(prompts, model, settings, seed=seed, options=RunOptions(progress=False))
 
 
 SETTINGS: dict[str, Callable[[ClipagModel, int, list[str]], Ascent]] = {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import ClipagError
     from .guide import Guide, Guides
     from .hub import available_models, load, load_clipag, load_model
+    from .masks import Masked
     from .sampler import generate
     from .smoothing import smooth
     from .targets import Target, image_target, text_target
@@ -33,6 +34,7 @@ _MODULES = {
     "ClipagModel": "base",
     "Guide": "guide",
     "Guides": "guide",
+    "Masked": "masks",
     "PixelCanvas": "canvas",
     "RunOptions": "arguments",
     "Target": "targets",
@@ -63,6 +65,7 @@ __all__ = [
     "ClipagModel",
     "Guide",
     "Guides",
+    "Masked",
     "PixelCanvas",
     "RunOptions",
     "Target",

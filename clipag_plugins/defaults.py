@@ -54,3 +54,6 @@ STYLE_STRENGTH, STYLE_PATCHES, STYLE_THRESHOLD = 1.0, 32, 0.0
 STYLE_WHOLE = 500 / 9000  # the paper's weights
 STYLE_CONTENT, STYLE_CONTENT_WEIGHT = "clip", 0.05
 STYLE_TV = 0.0
+
+# What `generate` draws on.
+CANVASES = ("pixels", "pyramid", "fft")

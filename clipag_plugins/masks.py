@@ -4,7 +4,6 @@
 `WholeAndPart` lets the guide see the masked part from close up as well as the whole picture.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,13 +102,8 @@ class MaskedCanvas(Canvas):
         self.canvas.constrain()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the state of the canvas, by the names that this canvas has for it."""
+        """Return the state of the canvas, under the names that `load_state_dict` takes."""
         return {f"canvas.{name}": values for name, values in self.canvas.state().items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor], *args: bool, **kwargs: bool) -> object:
-        """Load the state of the canvas."""
-        inner = {name.removeprefix("canvas."): values for name, values in state.items()}
-        return self.canvas.load_state_dict(inner, *args, **kwargs)
 
 
 class WholeAndPart:

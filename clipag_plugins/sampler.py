@@ -11,19 +11,22 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import mixture
-from .arguments import RunOptions, check_extent, check_views, seeds_of
+from .arguments import RunOptions, check_extent, check_views, seeds_of, width_and_height
 from .ascent import Ascent, Callback, ascend
 from .base import INPUT_RESOLUTION, ClipagModel, embed_images
-from .canvas import PixelCanvas, ThresholdedCanvas
-from .defaults import MODEL, SIDE
+from .canvas import Canvas, PixelCanvas, ThresholdedCanvas
+from .defaults import CANVASES, MODEL, SIDE
 from .errors import ClipagError
-from .guide import Guide, MakeViews
+from .guide import Guide, Guides
 from .hub import load_model
+from .masks import Masked, MaskedCanvas, WholeAndPart
+from .multiscale import FourierCanvas, PyramidCanvas
 from .pictures import from_pil, read_picture, read_square, save_png, to_pil, upright
 from .targets import Target, prompt_targets
-from .views import Views, one_view
+from .views import MakeViews, Views, one_view
 
 __all__ = [
     "SamplerSettings",
@@ -38,6 +41,9 @@ __all__ = [
     "to_pil",
 ]
 
+# What an ascent starts from: "gmm", "noise", a mixture's file, a picture, or a picture with a mask.
+Init = str | Path | Image.Image | Masked
+
 CANDIDATES_A_CLASS = 2
 CANDIDATES_AT_ONCE = 100
 MOST_TRIES = 256
@@ -45,40 +51,34 @@ RANKING_VIEWS = 32
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.2  # of `init="noise"`
 
 
+# From starting images (B, 3, H, W) to a canvas.
+MULTISCALE: dict[str, Callable[[Tensor], Canvas]] = {"pyramid": PyramidCanvas, "fft": FourierCanvas}
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What suits a model: steps, views, the canvas, and the number of tries."""
+    """How prompts are drawn.
+
+    Attributes:
+        steps: number of updates.
+        views: what the guide sees of an image.
+        canvas: makes a canvas of starting images (B, 3, H, W).
+        tries: ascents for each picture, each from another start, of which the best is kept.
+    """
 
     steps: int
-    views: Views
-    canvas: Callable[[Tensor], PixelCanvas]
+    views: MakeViews
+    canvas: Callable[[Tensor], Canvas]
     tries: int = 1
 
     def views_of(self, count: int | None) -> MakeViews:
         """Return `count` views in the proportion of these; None is these, 1 the image itself."""
-        if count is None:
+        if count is None or count == self.views.count or not isinstance(self.views, Views):
             return self.views
         if count == 1:
             return one_view
         patches = round(count * self.views.patch_views / self.views.count)
         return replace(self.views, global_views=count - patches, patch_views=patches)
-
-    def tries_of(self, count: int | None, init: str | Path | Image.Image) -> int:
-        """Return the number of tries of a picture: 1 if `init` is a picture, the only start.
-
-        Raises:
-            ClipagError: `count` is out of range, or is above 1 with a picture as `init`.
-        """
-        has_many_starts = init in ("gmm", "noise") or str(init).endswith(".safetensors")
-        if count is None:
-            return self.tries if has_many_starts else 1
-        if not 1 <= count <= MOST_TRIES:
-            raise ClipagError(f"`tries` is {count}: choose from 1 to {MOST_TRIES}.")
-        if count > 1 and not has_many_starts:
-            raise ClipagError(
-                f"`tries` is {count}, but a picture is only one start: leave `tries` out."
-            )
-        return count
 
 
 # The settings of the authors' notebook, for their ViT-B/32 and any other full-size tower.
@@ -102,104 +102,174 @@ EMBEDDED_SETTINGS = SamplerSettings(
 )
 
 
-def settings_for(model: ClipagModel) -> SamplerSettings:
-    """Return the default settings of a model."""
+def settings_for(
+    model: ClipagModel,
+    *,
+    steps: int | None = None,
+    views: int | None = None,
+    tries: int | None = None,
+    canvas: str | None = None,
+    init: Init = "gmm",
+) -> SamplerSettings:
+    """Return the settings that suit a model, or others where they are given.
+
+    The arguments are those of `generate`. A picture as `init` is the only start, so it has one try.
+
+    Raises:
+        ClipagError: an argument is out of range, or there are several tries from one picture.
+    """
     # A tower below CLIP's 224 pixels is like the embedded ones, whatever its name.
     is_small = model.visual.native_size < INPUT_RESOLUTION
-    return EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
+    settings = EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
+    steps = settings.steps if steps is None else steps
+    check_extent(steps, SIDE)
+    check_views(views)
+    if canvas not in (None, *CANVASES):
+        raise ClipagError(f"`canvas` is {canvas!r}: choose from {', '.join(CANVASES)}.")
+    if tries is not None and not 1 <= tries <= MOST_TRIES:
+        raise ClipagError(f"`tries` is {tries}: choose from 1 to {MOST_TRIES}.")
+    if not _has_many_starts(init):
+        if tries is not None and tries > 1:
+            raise ClipagError(
+                f"`tries` is {tries}, but a picture is only one start: leave `tries` out."
+            )
+        tries = 1
+    return SamplerSettings(
+        steps,
+        settings.views_of(views),
+        settings.canvas if canvas in (None, "pixels") else MULTISCALE[canvas],
+        settings.tries if tries is None else tries,
+    )
+
+
+def _has_many_starts(init: Init) -> bool:
+    """Say whether `init` is something to draw many starts from, and not one picture."""
+    return init in ("gmm", "noise") or str(init).endswith(".safetensors")
 
 
 def generate(
     prompt: str | Sequence[str],
-    model: ClipagModel | str | Path = MODEL,
+    model: ClipagModel | str | Path | Sequence[ClipagModel | str | Path] = MODEL,
     *,
     steps: int | None = None,
     seed: int | Sequence[int] = 0,
-    size: int = SIDE,
+    size: int | tuple[int, int] | None = None,
     views: int | None = None,
-    init: str | Path | Image.Image = "gmm",
+    init: Init = "gmm",
     tries: int | None = None,
+    canvas: str | None = None,
     options: RunOptions = RunOptions(),
 ) -> Image.Image | list[Image.Image]:
     """Draw a prompt. Several prompts or seeds are drawn as one batch and returned as a list.
 
     Args:
         prompt: what to draw, or a list of prompts.
-        model: a loaded model, or what `load_model` takes.
+        model: a loaded model, or what `load_model` takes. Several guide together: the loss is the
+            mean of theirs, and the first chooses starts and settings.
         steps: number of updates; by default what suits the model.
         seed: the same seed gives the same picture on the same machine, alone or in a batch. With
             several seeds every prompt is drawn once for each; the pictures of the first prompt
             come first.
-        size: side of the picture in pixels, 16 to 2048.
+        size: side of the picture in pixels, or (width, height), each from 16 to 2048. By default
+            224, or the picture's own size if `init` is `Masked`.
         views: views for each update; 1 is the picture itself, without augmentation; by default
             what suits the model.
         init: "gmm" (the paper's mixture), "noise", a mixture of your own (.safetensors, made by
-            `python -m clipag_plugins.finetune.embedded.starts`), or a picture (path or PIL).
+            `python -m clipag_plugins.finetune.embedded.starts`), a picture (path or PIL), or
+            `Masked(picture, mask)`, of which only the white part of the mask changes.
         tries: ascents for each picture, each from another start, of which the model keeps the one
             that it likes best. By default what suits the model; 1 if `init` is a picture.
+        canvas: "pixels" (as suits the model), "pyramid" or "fft": see `multiscale`.
         options: precision, memory, compilation and progress bar.
 
     Raises:
         ClipagError: an argument is out of range, or a file cannot be read.
     """
-    if isinstance(model, str | Path):
-        model = load_model(model)
+    models = [model] if isinstance(model, ClipagModel | str | Path) else list(model)
+    if not models:
+        raise ClipagError("There is no model: name at least one.")
+    loaded = [each if isinstance(each, ClipagModel) else load_model(each) for each in models]
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    ascent = sample(
-        prompts, model, steps=steps, seed=seed, size=size, views=views, init=init, tries=tries,
-        options=options,
-    )  # fmt: skip
+    settings = settings_for(
+        loaded[0], steps=steps, views=views, tries=tries, canvas=canvas, init=init
+    )
+    ascent = sample(prompts, loaded, settings, seed=seed, size=size, init=init, options=options)
     pictures = [to_pil(image) for image in ascent.images]
     return pictures[0] if isinstance(prompt, str) and isinstance(seed, int) else pictures
 
 
 def sample(
     prompts: Sequence[str],
-    model: ClipagModel,
+    model: ClipagModel | Sequence[ClipagModel],
+    settings: SamplerSettings | None = None,
     *,
-    steps: int | None = None,
     seed: int | Sequence[int] = 0,
-    size: int = SIDE,
-    views: int | None = None,
-    init: str | Path | Image.Image = "gmm",
-    tries: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    init: Init = "gmm",
     callback: Callback | None = None,
     options: RunOptions = RunOptions(),
 ) -> Ascent:
-    """Do what `generate` does, and return tensors; the arguments are described there.
+    """Do what `generate` does, and return tensors.
 
-    `callback` is called as `ascend` says, with the images of all tries. The result's `rows` are
-    the numbers of the tries that were kept. Ctrl-C ends the ascent with the best so far.
+    Args:
+        prompts: what to draw.
+        model: the model that guides, or several.
+        settings: steps, views, canvas and tries; by default `settings_for` the first model.
+        callback: called as `ascend` says, with the images of all tries.
+        seed, size, init, options: as for `generate`.
+
+    Returns:
+        The ascent. Its `rows` are the numbers of the tries that were kept. Ctrl-C ends it with the
+        best so far.
+
+    Raises:
+        ClipagError: an argument is out of range, or a file cannot be read.
     """
-    settings = settings_for(model)
-    steps = settings.steps if steps is None else steps
-    check_extent(steps, size)
-    check_views(views)
-    tries = settings.tries_of(tries, init)
-    seeds = seeds_of(seed)
-    targets = prompt_targets(model, prompts, options.truncate)
-    starts = [starting_images(init, targets, model, size, number, tries) for number in seeds]
-    guide = Guide(
-        model,
-        [[target] for target in targets for _ in seeds for _ in range(tries)],
-        settings.views_of(views),
-        seeds=[number for number in seeds for _ in range(tries)] * len(targets),
-        options=options,
+    models = [model] if isinstance(model, ClipagModel) else list(model)
+    if settings is None:
+        settings = settings_for(models[0], init=init)
+    seeds, tries = seeds_of(seed), settings.tries
+    targets = [prompt_targets(each, prompts, options.truncate) for each in models]
+    views = settings.views
+    if isinstance(init, Masked):
+        picture, weight = init.read(None if size is None else width_and_height(size))
+        picture, weight = picture.to(models[0].device), weight.to(models[0].device)
+        start = picture.expand(len(prompts) * len(seeds), -1, -1, -1)
+        canvas: Canvas = MaskedCanvas(settings.canvas(start), picture, weight)
+        views = WholeAndPart(views, weight)
+    else:
+        size = SIDE if size is None else size
+        starts = [
+            starting_images(init, targets[0], models[0], size, number, tries) for number in seeds
+        ]
+        canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
+    guide = Guides(
+        [
+            Guide(
+                each,
+                [[target] for target in of_model for _ in seeds for _ in range(tries)],
+                views,
+                seeds=[number for number in seeds for _ in range(tries)] * len(prompts),
+                options=options,
+            )
+            for each, of_model in zip(models, targets, strict=True)
+        ]
     )
-    canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
-    ascent = ascend(canvas, guide, steps, callback=callback, progress=options.progress)
-    if tries == 1:
-        return ascent
+    ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
+    return ascent if tries == 1 else _best_of_tries(ascent, guide, settings)
+
+
+def _best_of_tries(ascent: Ascent, guide: Guides, settings: SamplerSettings) -> Ascent:
+    """Keep the try of each picture that the guide likes best under fresh views."""
     # A few views of an ascent are too noisy to rank its outcomes.
-    ranking_views = guide.views
-    if 1 < guide.views.count < RANKING_VIEWS:
-        ranking_views = settings.views_of(RANKING_VIEWS)
+    few = 1 < settings.views.count < RANKING_VIEWS
+    views = settings.views_of(RANKING_VIEWS) if few else settings.views
     try:
         with torch.no_grad():
-            losses = guide.loss(ascent.images, ranking_views)
+            losses = guide.loss(ascent.images, views)
     except KeyboardInterrupt:
         losses, ascent.interrupted = ascent.losses, True
-    return best_of_tries(ascent, losses.view(-1, tries))
+    return best_of_tries(ascent, losses.view(-1, settings.tries))
 
 
 def best_of_tries(ascent: Ascent, losses: Tensor) -> Ascent:
@@ -219,24 +289,40 @@ def starting_images(
     init: str | Path | Image.Image,
     targets: Sequence[Target],
     model: ClipagModel,
-    size: int,
+    size: int | tuple[int, int],
     seed: int,
     tries: int = 1,
 ) -> Tensor:
-    """Return the starts of the ascents, (B, tries, 3, size, size): an image a target and try."""
+    """Return the starts of the ascents, (B, tries, 3, H, W): an image for each target and try."""
+    width, height = width_and_height(size)
     generator = torch.Generator().manual_seed(seed)
     if init == "noise":
-        noise = torch.randn(tries, 3, size, size, generator=generator)
+        noise = torch.randn(tries, 3, height, width, generator=generator)
         noise = noise * NOISE_DEVIATION + NOISE_MEAN
         start = noise.clamp(0, 1).expand(len(targets), -1, -1, -1, -1)
     elif init == "gmm" or str(init).endswith(".safetensors"):
         gaussians = mixture.load(None if init == "gmm" else Path(str(init)))
-        start = _nearest_samples(gaussians, targets, model, size, generator, tries)
+        side = min(width, height)
+        start = _nearest_samples(gaussians, targets, model, side, generator, tries)
+        start = _extended(start, (width, height))
     else:
         picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
-        start = from_pil(picture, (size, size)).expand(len(targets), tries, -1, -1, -1)
+        start = from_pil(picture, (width, height)).expand(len(targets), tries, -1, -1, -1)
     # Pixels stay float32 whatever the model is: small steps vanish in half precision.
     return start.to(model.device, torch.float32)
+
+
+def _extended(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Extend square images (B, T, 3, S, S) to (width, height) by repeating their borders."""
+    width, height = size
+    left, top = (width - images.shape[-1]) // 2, (height - images.shape[-2]) // 2
+    right, bottom = width - images.shape[-1] - left, height - images.shape[-2] - top
+    if not (left or top or right or bottom):
+        return images
+    borders = (left, right, top, bottom)
+    flat = F.pad(images.flatten(0, 1), borders, mode="replicate")
+    extended: Tensor = flat.unflatten(0, images.shape[:2])
+    return extended
 
 
 def _nearest_samples(

@@ -23,7 +23,7 @@ LAYERS = (
     "bpe tokenizer",
     "base vit mini architecture stages smoothing",
     "embedded publish hub",
-    "targets views guide canvas multiscale mixture",
+    "targets views guide canvas multiscale mixture masks",
     "ascent",
     "sampler",
     "attack pag explain evaluation clip bench",

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import clipag_plugins as clip
 from clipag_plugins import mixture
-from clipag_plugins.sampler import sample
+from clipag_plugins.sampler import sample, settings_for
 
 
 def test_samples_have_the_moments_of_the_mixture():
@@ -32,9 +32,8 @@ def test_a_mixture_of_the_users_own_pictures(model, tmp_path):
     sample(
         ["apple"],
         model,
-        steps=1,
+        settings_for(model, steps=1, views=1),
         size=32,
-        views=1,
         init=tmp_path / "blue.safetensors",
         callback=lambda step, images, losses: images_by_step.append(images),
         options=clip.RunOptions(progress=False),

@@ -114,4 +114,4 @@ def test_a_saved_embedded_model_keeps_the_embedded_settings(tmp_path, model):
     model.save_pretrained(tmp_path)
     loaded = clip.load_model(tmp_path)
     loaded.name = "mine"
-    assert sampler.settings_for(loaded) is sampler.EMBEDDED_SETTINGS
+    assert sampler.settings_for(loaded) == sampler.EMBEDDED_SETTINGS

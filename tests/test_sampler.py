@@ -11,9 +11,10 @@ QUIET = clip.RunOptions(progress=False)
 
 
 def test_the_same_seed_draws_the_same_picture(model):
-    options = {"steps": 2, "size": 64, "tries": 1, "options": QUIET}
+    settings = sampler.settings_for(model, steps=2, tries=1)
     one, same, other = (
-        sample(["red apple"], model, seed=seed, **options).images for seed in (7, 7, 8)
+        sample(["red apple"], model, settings, seed=seed, size=64, options=QUIET).images
+        for seed in (7, 7, 8)
     )
     assert torch.equal(one, same)
     assert (one - other).abs().mean() > 0.01
@@ -25,10 +26,9 @@ def test_a_start_does_not_depend_on_its_batch(model):
         sample(
             prompts,
             model,
-            steps=1,
+            sampler.settings_for(model, steps=1, tries=1),
             seed=7,
             size=64,
-            tries=1,
             callback=lambda step, images, losses: images_by_step.append(images),
             options=QUIET,
         )
@@ -50,14 +50,14 @@ def test_a_picture_does_not_depend_on_its_batch(model64):
 @pytest.mark.slow
 def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
     texts = ["red apple", "castle", "frog"]
-    options = {"steps": 2, "size": 48, "options": QUIET}
     images_by_step = []
     ascent = sample(
         texts,
         model,
-        tries=4,
+        sampler.settings_for(model, steps=2, tries=4),
+        size=48,
         callback=lambda step, images, losses: images_by_step.append(images),
-        **options,
+        options=QUIET,
     )
     assert len(ascent.images) == len(ascent.losses) == 3 and len(images_by_step[0]) == 12
     starts = images_by_step[0].view(3, 4, 3, 48, 48)
@@ -69,12 +69,13 @@ def test_of_several_tries_the_best_under_fresh_views_is_kept(model):
     assert losses[ascent.rows].mean() < losses.mean() - 0.005
     for tries, init in ((0, "gmm"), (2, Image.new("RGB", (48, 48)))):
         with pytest.raises(clip.ClipagError, match=f"`tries` is {tries}"):
-            sample(texts, model, tries=tries, init=init, **options)
+            sampler.settings_for(model, tries=tries, init=init)
 
 
 def test_sampling_leaves_the_callers_random_numbers_alone(model):
     state = torch.get_rng_state()
-    sample(["red apple"], model, steps=1, size=32, tries=1, options=QUIET)
+    settings = sampler.settings_for(model, steps=1, tries=1)
+    sample(["red apple"], model, settings, size=32, options=QUIET)
     assert torch.equal(state, torch.get_rng_state())
 
 

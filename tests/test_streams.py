@@ -7,16 +7,15 @@ import pytest
 import torch
 
 import clipag_plugins as clip
-from clipag_plugins.sampler import sample
+from clipag_plugins.sampler import sample, settings_for
 from clipag_plugins.streams import draw_from
 
 QUIET = clip.RunOptions("float32", progress=False)
 
 
 def draw(model, seed):
-    return sample(
-        ["a red apple"], model, steps=2, seed=seed, size=48, tries=2, options=QUIET
-    ).images
+    settings = settings_for(model, steps=2, tries=2)
+    return sample(["a red apple"], model, settings, seed=seed, size=48, options=QUIET).images
 
 
 @pytest.mark.slow

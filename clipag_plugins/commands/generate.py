@@ -1,7 +1,11 @@
 """clipag generate: pixels, by ascent alone."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..defaults import CANVASES
+from ..errors import ClipagError
 from .options import (
     Commands,
     add_picture_options,
@@ -16,6 +20,9 @@ from .options import (
     save_trajectory,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 EXAMPLES = """\
 examples:
   clipag generate "a red apple"
@@ -24,6 +31,9 @@ examples:
   clipag generate "a fox" --prefix "oil painting of" --trajectory steps/
   clipag generate "a sailboat" --model clip-mini --views 1     the vanilla twin, unaugmented
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
+  clipag generate "a violin" --model ViT-B/32 --with FARE4-ViT-B/16    two models guide
+  clipag generate "a hat" --init photo.jpg --mask mask.png     only what is white in the mask
+  clipag generate "a castle" --canvas pyramid                  sharper than pixels
 """
 
 
@@ -34,6 +44,7 @@ def add(commands: Commands) -> None:
     )
     generate.set_defaults(run=_run)
     add_picture_options(generate, suffix=".png")
+    generate.set_defaults(size=None)  # 224, but with --mask the size of the picture
     add = generate.add_argument
     add("--steps", type=int, help="updates (default: what suits the model)")
     add(
@@ -48,47 +59,80 @@ def add(commands: Commands) -> None:
         help="where to start (default: %(default)s)",
     )
     add(
+        "--mask",
+        type=Path,
+        metavar="IMAGE",
+        help="with --init IMAGE: change only what is white in this mask; the rest stays as it is",
+    )
+    add(
         "--tries",
         type=int,
         help="starts for each picture, of which the best result is kept (default: what suits the "
         "model)",
     )
+    add(
+        "--canvas",
+        choices=CANVASES,
+        default="pixels",
+        help="what is changed: pixels, a pyramid of resolutions, or a spectrum (default: pixels)",
+    )
+    add(
+        "--with",
+        dest="further_models",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another model that guides together with --model; may be repeated",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.mask is not None and options.init in ("gmm", "noise"):
+        raise ClipagError(f"--mask {options.mask} needs a picture to change: name one with --init.")
     seeds, pictures, outputs = plan(options, ".png")
 
     from ..hub import load_model
+    from ..masks import Masked
     from ..pictures import save_png, to_pil
     from ..sampler import sample, settings_for
 
-    model = load_model(options.model, choose_device(options.device))
-    settings = settings_for(model)
-    steps = settings.steps if options.steps is None else options.steps
-    tries = settings.tries_of(options.tries, options.init)
-    trajectory = new_trajectory(options, steps)
+    device = choose_device(options.device)
+    models = [load_model(name, device) for name in (options.model, *options.further_models)]
+    init = options.init if options.mask is None else Masked(options.init, options.mask)
+    settings = settings_for(
+        models[0],
+        steps=options.steps,
+        views=options.views,
+        tries=options.tries,
+        canvas=options.canvas,
+        init=init,
+    )
+    trajectory = new_trajectory(options, settings.steps)
     ascent = sample(
         [prefixed(options, prompt) for prompt in options.prompts],
-        model,
-        steps=steps,
+        models,
+        settings,
         seed=seeds,
         size=options.size,
-        views=options.views,
-        init=options.init,
-        tries=tries,
+        init=init,
         callback=trajectory,
         options=run_options(options),
     )
+    # What only some pictures have is left out of the others.
+    more = {"canvas": options.canvas} if options.canvas != "pixels" else {}
+    more |= {"mask": options.mask} if options.mask is not None else {}
     metadata = [
         {
             "prompt": prefixed(options, prompt),
             "seed": seed,
-            "size": options.size,
+            "size": size_of(ascent.images),
             "steps": ascent.steps,
-            "views": settings.views_of(options.views).count,
+            "views": settings.views.count,
             "init": options.init,
-            "tries": tries,
-            **model_metadata(model, options.precision),
+            "tries": settings.tries,
+            **more,
+            **model_metadata(models[0], options.precision),
+            "model": " + ".join(model.name for model in models),
         }
         for prompt, seed in pictures
     ]
@@ -97,3 +141,9 @@ def _run(options: argparse.Namespace) -> int:
         print(path)
     save_trajectory(options, trajectory, ascent, outputs, metadata)
     return exit_code(ascent)
+
+
+def size_of(images: "Tensor") -> str:
+    """Return the side of square images (B, 3, H, W), or WxH, as metadata have it."""
+    height, width = images.shape[-2:]
+    return str(width) if width == height else f"{width}x{height}"

@@ -194,16 +194,16 @@ def table2(
         model = load_model(name, compute.device)
         require_new_name(model.name, folders)
         folders[model.name] = work / slug(model.name)
-        settings = settings_for(model)
+        settings = settings_for(model, steps=steps)
         metadata = {
             "model": model.name,
             "weights": fingerprint(model),
             "seed": seed,
-            "steps": settings.steps if steps is None else steps,
+            "steps": settings.steps,
             "init": "gmm",
             "tries": settings.tries,
         }
-        draw = partial(sample, model=model, steps=steps, seed=seed, options=QUIET)
+        draw = partial(sample, model=model, settings=settings, seed=seed, options=QUIET)
         draw_missing(draw, prompts, folders[model.name], metadata, compute.batch)
     measures = measures_of_pictures(metrics)
     return measure(prompts, folders, [], measures, work / CACHE, compute)
