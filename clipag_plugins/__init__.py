@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .guide import Guide, Guides
     from .hub import available_models, load, load_clipag, load_model
     from .masks import Masked
+    from .pictures import to_pil
     from .sampler import generate
     from .smoothing import smooth
     from .targets import Target, image_target, text_target
@@ -49,6 +50,7 @@ _MODULES = {
     "one_view": "views",
     "smooth": "smoothing",
     "text_target": "targets",
+    "to_pil": "pictures",
     "tokenize": "tokenizer",
 }
 # Modules of OpenAI's package that scripts reach as attributes.
@@ -81,6 +83,7 @@ __all__ = [
     "one_view",
     "smooth",
     "text_target",
+    "to_pil",
     "tokenize",
 ]
 

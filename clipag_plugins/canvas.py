@@ -37,10 +37,10 @@ class Canvas(nn.Module, ABC):
         """Bring the parameters back into their valid range; called after every step."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the parameters of which `ascend` should keep the best values, by name.
+        """Return the parameters whose best values `ascend` keeps, by name.
 
-        The first dimension of each runs over images. By default there are none, and only the
-        images themselves are kept.
+        Their first dimension is the image. By default there are none, and only the images
+        themselves are kept.
         """
         return {}
 

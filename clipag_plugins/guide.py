@@ -59,16 +59,17 @@ class Guide:
         model: the CLIP that guides. Its weights never take a gradient here.
         targets: one list of targets for each image.
         views: maps images to views; by default the image itself, without augmentation.
-        seeds: one for each image: where the random numbers of its views come from, so that an
-            image does not depend on its batch. None is torch's global generator, and the
-            same numbers for every image.
+        seeds: one for each image: its views draw their random numbers from it, so that an image
+            does not depend on its batch. If None, views use torch's global generator, and all
+            images share the same random numbers.
         spherical: measure half the squared angle to each target, as VQGAN+CLIP does (Crowson
             et al., ECCV 2022), instead of the cosine.
         options: precision, memory and compilation.
 
     Raises:
-        ClipagError: the precision is unknown, there is no compiler, there is no target, a target
-            has a `stop` but neither `spherical` nor a source is used, or both are used.
+        ClipagError: the precision is unknown, there is no compiler, or there is no target; a target
+            has a `stop`, but the guide is not spherical and no target has a source; the guide is
+            spherical, and a target has a source.
     """
 
     def __init__(
@@ -110,7 +111,17 @@ class Guide:
         Args:
             images: as many as there are lists of targets.
             views: instead of the guide's own.
+
+        Raises:
+            ClipagError: there are more or fewer images, or they have another shape.
         """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ClipagError(f"Images are (B, 3, H, W), not {tuple(images.shape)}.")
+        if len(images) != len(self._seeds):
+            raise ClipagError(
+                f"There are {len(images)} images for {len(self._seeds)} lists of targets: give one "
+                "list for each image."
+            )
         needs_gradient = torch.is_grad_enabled() and images.requires_grad
         losses: Tensor = _LossWithGradient.apply(
             images, self, self.views if views is None else views, needs_gradient
