@@ -231,7 +231,9 @@ def _encode_text(
 def _tokens(model: ClipagModel, text: str, templates: Sequence[str], truncate: bool) -> Tensor:
     """Put a text into each of T templates, and return the tokens (T, 77)."""
     if not text.strip():
-        raise ClipagError(f"The text {text!r} is empty: write what the picture shows or should show.")
+        raise ClipagError(
+            f"The text {text!r} is empty: write what the picture shows or should show."
+        )
     try:
         text.encode("utf-8")
         texts = [template.replace("{}", text) for template in templates]

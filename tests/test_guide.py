@@ -106,9 +106,17 @@ def test_guides_with_seeds_leave_the_global_generator_alone(model):
     first = guide.loss(torch.ones(1, 3, 64, 64) / 2)
     assert torch.equal(before, torch.get_rng_state())
     assert guide.loss(torch.ones(1, 3, 64, 64) / 2) != first  # its own stream goes on
-    with pytest.raises(ValueError, match="Input size"):
-        guide.loss(torch.ones(1, 4, 64, 64))
-    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((2, 3, 64, 64), "2 images for 1 lists of targets"), ((3, 64, 64), r"not \(3, 64, 64\)"),
+     ((1, 4, 64, 64), "B, 3, H, W")],
+)  # fmt: skip
+def test_images_that_do_not_fit_the_guide_are_refused(model, shape, message):
+    guide = clip.Guide(model, [[clip.text_target(model, "apple")]])
+    with pytest.raises(clip.ClipagError, match=message):
+        guide.loss(torch.ones(shape))
 
 
 @pytest.mark.slow
