@@ -15,8 +15,8 @@ class RunOptions:
     """How a run computes, not what it draws.
 
     Attributes:
-        precision: what the image tower computes in: "auto" (the fastest on this device, by a
-            measurement), "float32", "bfloat16" or "float16". The loss is float32.
+        precision: what the image tower computes in: "auto" (bfloat16 where the
+            hardware has it), "float32", "bfloat16" or "float16". The loss is float32.
         max_views: views that the image tower sees at once; fewer need less memory. (All views of
             one image are made at once, however many.)
         compile: pass the image tower through `torch.compile`, on CUDA with CUDA graphs. On CPUs it

@@ -1,8 +1,6 @@
-"""The number format that an image tower computes in, chosen by measuring the device."""
+"""The number format that an image tower computes in, chosen by what the hardware supports."""
 
 import copy
-import time
-from functools import cache
 
 import torch
 from torch import nn
@@ -11,9 +9,6 @@ from .defaults import PRECISIONS
 from .errors import ClipagError
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISIONS}
-# The speed-up that makes lower precision worth its rounding errors. The wide margin also keeps two
-# runs on one machine from choosing differently.
-WORTHWHILE = 2.0
 
 
 def choose(precision: str, tower: nn.Module) -> torch.dtype:
@@ -32,37 +27,26 @@ def choose(precision: str, tower: nn.Module) -> torch.dtype:
     return DTYPES[precision]
 
 
-@cache
 def fastest(device: torch.device) -> torch.dtype:
-    """Return bfloat16 or float16 if its matrix products are at least twice as fast as float32's.
+    """Return bfloat16 where the device has instructions for it, float16 on older GPUs, or float32.
 
-    That is so on CPUs with AMX or AVX512-BF16 and on GPUs with tensor cores. Other CPUs emulate
-    bfloat16 and are far slower with it. float16 is considered only on GPUs without bfloat16: its
-    range is too small for the gradients of some towers.
+    The choice depends on what the hardware says that it has, never on a stopwatch: a precision
+    changes the picture, and the same seed must draw the same picture on a busy machine. CPUs with
+    AMX or AVX512-BF16 and GPUs with tensor cores gain at least a factor of two; other devices
+    emulate bfloat16 and are slower with it. float16 is used only on GPUs without bfloat16, because
+    its range is too small for the gradients of some towers.
     """
-    lower = torch.bfloat16
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        lower = torch.float16
-    # Where `lower` is emulated, a large product takes long. A small one, which takes no noticeable
-    # time, rules `lower` out there. It gains little from fast hardware, so it decides nothing else.
-    small = [products_per_second(dtype, device, 128) for dtype in (lower, torch.float32)]
-    if WORTHWHILE * small[0] < small[1]:
-        return torch.float32
-    gain = products_per_second(lower, device) / products_per_second(torch.float32, device)
-    return lower if gain >= WORTHWHILE else torch.float32
-
-
-def products_per_second(dtype: torch.dtype, device: torch.device, side: int = 1024) -> float:
-    """Return how many products of side × side matrices the device computes per second."""
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    times = []
-    for _ in range(4):  # the first one is a warm-up
-        began = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return 1 / min(times)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        has_tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
+        return torch.float16 if has_tensor_cores else torch.float32
+    has_bfloat16 = (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    )
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def in_precision(tower: nn.Module, dtype: torch.dtype) -> nn.Module:

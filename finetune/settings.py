@@ -117,7 +117,7 @@ class Config:
         warmup: updates of linear warm-up; the decay follows.
         decay, lr_end: "cosine" or "linear", down to this rate.
         ema: decay of the average of the weights; the average is the result. 0 is none.
-        precision: "auto" (bfloat16 where a measurement at the run's start finds it fast),
+        precision: "auto" (bfloat16 where the hardware of the first process has it),
             "float32" or "bfloat16".
         compile: pass the tower through `torch.compile`.
         shard: split the weights, gradients, AdamW's moments and the average among the processes

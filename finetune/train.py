@@ -303,16 +303,16 @@ def recipe_of(config: Config, model: ClipagModel, reader: data.Data) -> dict[str
 
 
 def agreed_precision(config: Config, progress: Progress, tower: nn.Module) -> torch.dtype:
-    """Return what the run computes in: what the config, the checkpoint or a measurement says.
+    """Return what the run computes in: what the config, the checkpoint or the hardware says.
 
-    There is one measurement for all processes and for the whole run.
+    The first process's hardware decides for all processes and for the whole run.
     """
     if config.precision != "auto":
         progress.precision = config.precision
     elif not progress.precision:
         # Not float16: its narrow range would need the loss scaled.
-        fast = precision.choose("auto", tower) == torch.bfloat16
-        progress.precision = processes.gather("bfloat16" if fast else "float32")[0]
+        native = precision.choose("auto", tower) == torch.bfloat16
+        progress.precision = processes.gather("bfloat16" if native else "float32")[0]
     return precision.DTYPES[progress.precision]
 
 

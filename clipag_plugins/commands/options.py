@@ -99,7 +99,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", *PRECISIONS],
         default=RunOptions.precision,
-        help="what the model computes in (default: the fastest on this machine, as measured)",
+        help="what the model computes in (default: bfloat16 where the hardware has it)",
     )
     add(
         "--max-views",
