@@ -27,6 +27,14 @@ def resample(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     return resized.to(image.dtype)
 
 
+def is_traced() -> bool:
+    """Return whether torch records this computation (trace, export, compile) to repeat it later.
+
+    What is recorded must not depend on the values in the example input.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def _part(tower: nn.Module, name: str) -> Any:
     """Return a part of a tower; if there is none, say which models have the parts of OpenAI's."""
     if not hasattr(tower, name):
@@ -83,7 +91,8 @@ class ImageTower(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""
-        if image.requires_grad:
+        # A trace that calls Python cannot be saved.
+        if image.requires_grad and not torch.jit.is_tracing():
             image = _GradientInInputLayout.apply(image)
         embedding: Tensor = self.tower(resample(image, self.native_size))
         return embedding

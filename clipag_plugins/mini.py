@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import ImageTower, TwoTowers
+from .base import ImageTower, TwoTowers, is_traced
 from .model_config import DEEPEST, LARGEST_SIDE, Settings
 from .vit import VisionTransformer
 
@@ -153,7 +153,8 @@ class MiniTextTower(nn.Module):
     def words(self, tokens: Tensor) -> Tensor:
         """Return embeddings (B, embed_dim) without the memory's part, not normalised."""
         last = tokens.argmax(dim=1)  # the end-of-text token has the highest number of all
-        tokens = tokens[:, : int(last.max()) + 1]
+        if not is_traced() and tokens.shape[0] > 0:
+            tokens = tokens[:, : int(last.max()) + 1]  # nothing is computed for padding alone
         padding = torch.arange(tokens.shape[1], device=tokens.device) > last[:, None]
         x = self.token_embedding(tokens) + self.positions[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, src_key_padding_mask=padding))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import ClipagModel, resample
+from .base import ClipagModel, is_traced, resample
 from .errors import ClipagError
 
 
@@ -135,8 +135,10 @@ class ResidualAttentionBlock(nn.Module):
         """Return attention's output at the first `count` positions, or at all, over all of x."""
         mask = None
         if self.attn_mask is not None:
-            self.attn_mask = self.attn_mask.to(x.device, x.dtype)  # once, not in every call
-            mask = self.attn_mask[: len(x), : len(x)][:count]
+            full_mask = self.attn_mask.to(x.device, x.dtype)
+            if not is_traced():
+                self.attn_mask = full_mask  # converted once, not in every call
+            mask = full_mask[: x.shape[0], : x.shape[0]][:count]
         queries = x if count is None else x[:count]
         y: Tensor = self.attn(queries, x, x, need_weights=False, attn_mask=mask)[0]
         return y
@@ -365,7 +367,8 @@ class CLIP(ClipagModel):
         x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
         x = self.ln_final(self.transformer(x.transpose(0, 1)).transpose(0, 1))
         # The end-of-text token has the highest number of all tokens.
-        x = x[torch.arange(len(x), device=x.device), text.argmax(dim=-1)]
+        # Not len(x): a trace would freeze it.
+        x = x[torch.arange(x.shape[0], device=x.device), text.argmax(dim=-1)]
         embedding: Tensor = x @ self.text_projection.to(x.dtype)
         return embedding
 
