@@ -5,6 +5,7 @@ NeurIPS 2022. The constants are those of the authors' notebook. The notebook lea
 normalisation of images but recommends it; the guide normalises.
 
 Lengths are in pixels of the notebook's canvas, 224 on each side, whatever the size of the picture.
+A canvas that is not square has the same area, so as many strokes cover it.
 Stroke widths are full widths, as in SVG. diffvg counts half widths, so all widths in this module
 are twice the notebook's.
 """
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clipag_plugins.arguments import RunOptions, check_extent, seeds_of
+from clipag_plugins.arguments import RunOptions, check_extent, seeds_of, width_and_height
 from clipag_plugins.ascent import Ascent, Callback, ascend
 from clipag_plugins.base import ClipagModel, resample
 from clipag_plugins.canvas import Canvas
@@ -29,11 +31,12 @@ from clipag_plugins.integrations.strokes import (
     CANVAS_SIDE,
     Drawing,
     Strokes,
+    mean_side,
     read_palette,
     starting_strokes,
 )
 from clipag_plugins.integrations.vector import paths
-from clipag_plugins.integrations.vector.renderer import compose_on, render_paths
+from clipag_plugins.integrations.vector.renderer import compose_on, render_paths, straight
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.targets import prompt_targets, text_target
 from clipag_plugins.trajectory import FRAMES
@@ -44,6 +47,7 @@ __all__ = [
     "Perspectives",
     "StrokeCanvas",
     "Strokes",
+    "WholePicture",
     "draw",
     "read_palette",
     "starting_strokes",
@@ -54,6 +58,7 @@ POINT_RATES = ((0.0, 1.0), (0.5, 0.4), (0.75, 0.1))  # (share of the steps done,
 WIDTH_RATE = 0.2
 COLOUR_RATE = 0.01
 NEGATIVE_WEIGHT = -0.3
+WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,16 @@ class Perspectives:
     """The notebook's views: the picture in a random perspective on white, and a large crop of that.
 
     They have the distribution of torchvision's `RandomPerspective(0.5, p=1, fill=1)`, followed by
-    `RandomResizedCrop(scale=(0.7, 0.9))`, but kornia computes them.
+    `RandomResizedCrop(scale=(0.7, 0.9))`, but kornia computes them. An image that is not square
+    lies on a square of the background.
 
     Args:
         count: views of one image.
+        background: the RGB in [0, 1] around the picture, white by default.
     """
 
     count: int = 4
+    background: tuple[float, float, float] = WHITE
 
     def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Return views (B, count, 3, size, size) of images (B, 3, H, W), and weights (count,).
@@ -76,11 +84,42 @@ class Perspectives:
         batch.
         """
         # Shrunk first so that a crop is about `size` pixels wide, and needs no filter.
-        source = resample(images, min(*images.shape[-2:], round(size / 0.8**0.5)))
-        # kornia fills the outside with 0. In the inverted image, 0 is white.
-        inverted = (1 - source)[:, None].expand(-1, self.count, -1, -1, -1)
-        views = 1 - same_for_all_images(_perspective_and_crop(size), inverted)
+        square = _on_square(images, self.background)
+        source = resample(square, min(square.shape[-1], round(size / 0.8**0.5)))
+        # kornia fills the outside with 0, which is the background in this difference.
+        background = images.new_tensor(self.background).view(3, 1, 1)
+        difference = (background - source)[:, None].expand(-1, self.count, -1, -1, -1)
+        views = background - same_for_all_images(_perspective_and_crop(size), difference)
         return views, images.new_full((self.count,), 1 / self.count)
+
+
+@dataclass(frozen=True)
+class WholePicture:
+    """The picture itself as its only view; if it is not square, on a square of the background.
+
+    Args:
+        background: RGB in [0, 1], white by default.
+    """
+
+    background: tuple[float, float, float] = WHITE
+    count = 1
+
+    def __call__(self, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return views (B, 1, 3, size, size) of images (B, 3, H, W), and the weight (1,)."""
+        return one_view(_on_square(images, self.background), size)
+
+
+def _on_square(images: Tensor, background: tuple[float, float, float]) -> Tensor:
+    """Put images (B, 3, H, W) in the middle of squares (B, 3, S, S) of the longer side."""
+    height, width = images.shape[-2:]
+    side = max(height, width)
+    if height == width:
+        return images
+    top, left = (side - height) // 2, (side - width) // 2
+    colour = images.new_tensor(background).view(3, 1, 1)
+    # Zeros around the difference from the background are the background itself.
+    edges = (left, side - width - left, top, side - height - top)
+    return F.pad(images - colour, edges) + colour
 
 
 @cache
@@ -92,12 +131,13 @@ def _perspective_and_crop(size: int) -> list[Any]:
 
 
 class StrokeCanvas(Canvas):
-    """Drawings of strokes, or of filled shapes, on white.
+    """Drawings of strokes, or of filled shapes, on the background of the drawing.
 
     Args:
         start: the strokes to start from.
-        drawing: the shapes, the range of widths and the palette; the rest is in `start`.
-        size: side of the rendered picture in pixels.
+        drawing: the shapes, the range of widths, the palette and the background; the rest is in
+            `start`.
+        size: side of the rendered picture in pixels, or its (width, height).
         steps: length of the ascent. The learning rate of the points falls over so many steps.
     """
 
@@ -105,7 +145,7 @@ class StrokeCanvas(Canvas):
         self,
         start: Strokes,
         drawing: Drawing = Drawing(),
-        size: int = SIDE,
+        size: int | tuple[int, int] = SIDE,
         steps: int = STROKE_STEPS,
     ):
         super().__init__()
@@ -121,24 +161,32 @@ class StrokeCanvas(Canvas):
         self.segments: Tensor
         self.palette: Tensor | None
         self.drawing = drawing
-        self.size = size
+        self.width, self.height = width_and_height(size)
+        self.zoom = mean_side(size) / CANVAS_SIDE
         self.steps = steps
 
     def render(self) -> Tensor:
-        """Return the drawings, (B, 3, size, size)."""
+        """Return the drawings (B, 3, height, width), transparent ones on white."""
         return self.render_first(self.points.shape[1])
 
     def render_first(self, count: int) -> Tensor:
-        """Return the drawings (B, 3, size, size) after their first `count` paths."""
-        zoom = self.size / CANVAS_SIDE
+        """Return the drawings (B, 3, height, width) after their first `count` paths."""
+        image = self._paint(count)
+        return compose_on(image, image.new_tensor(paper(self.drawing)))
+
+    def render_transparent(self) -> Tensor:
+        """Return the drawings without a background, RGBA with straight alpha (B, 4, H, W)."""
+        return straight(self._paint(self.points.shape[1]))
+
+    def _paint(self, count: int) -> Tensor:
+        """Return the first `count` paths, RGBA with premultiplied alpha (B, 4, H, W)."""
+        zoom = self.zoom
         points = self.points[:, :count] * zoom
-        size, colours = (self.size, self.size), self.painted_colours()[:, :count]
+        size, colours = (self.height, self.width), self.painted_colours()[:, :count]
         if self.drawing.shapes == "stroke":
             widths, segments = self.widths[:, :count] * zoom, self.segments[:, :count]
-            image = render_paths(points, size, strokes=colours, widths=widths, segments=segments)
-        else:
-            image = render_paths(points, size, fills=colours, is_closed=True)
-        return compose_on(image, image.new_ones(3))
+            return render_paths(points, size, strokes=colours, widths=widths, segments=segments)
+        return render_paths(points, size, fills=colours, is_closed=True)
 
     def painted_colours(self) -> Tensor:
         """Return the colours that are painted, (B, P, 4): with a palette, the nearest in it.
@@ -185,7 +233,7 @@ class StrokeCanvas(Canvas):
     @torch.no_grad()
     def groups(self, index: int) -> list[paths.Group]:
         """Return one drawing's paths in paint order, in pixels of the rendered picture."""
-        zoom = self.size / CANVAS_SIDE
+        zoom = self.zoom
         colours, is_stroke = self.painted_colours()[index], self.drawing.shapes == "stroke"
         groups = []
         for number, points in enumerate(self.points[index] * zoom):
@@ -206,7 +254,7 @@ def draw(
     *,
     steps: int = STROKE_STEPS,
     seed: int | Sequence[int] = 0,
-    size: int = SIDE,
+    size: int | tuple[int, int] = SIDE,
     drawing: Drawing = Drawing(),
     negative: Sequence[str] = (),
     augment: bool = True,
@@ -221,21 +269,23 @@ def draw(
         steps: number of updates.
         seed: the same seed gives the same drawing on the same machine. With several seeds every
             prompt is drawn once for each; the drawings of the first prompt come first.
-        size: side of the picture in pixels, 16 to 2048.
-        drawing: number and kind of strokes, their widths and colours, and the start.
+        size: side of the picture in pixels, 16 to 2048, or its (width, height).
+        drawing: number and kind of strokes, their widths and colours, the start, and the
+            background.
         negative: what the drawing should not look like, each with a weight of −0.3.
         augment: guide by four `Perspectives` of the picture instead of the picture itself.
         callback: as for `ascend`.
         options: precision, memory, compilation and progress bar.
 
     Returns:
-        The ascent. Its canvas, a `StrokeCanvas`, holds the best iterate of each drawing. Ctrl-C
-        ends the ascent and keeps the best so far.
+        The ascent, whose images show transparent drawings on white. Its canvas, a `StrokeCanvas`,
+        holds the best iterate of each drawing. Ctrl-C ends the ascent and keeps the best so far.
 
     Raises:
         ClipagError: an argument is out of its range, or a file cannot be read.
     """
-    check_extent(steps, size)
+    width_and_height(size)
+    check_extent(steps, SIDE)
     seeds = seeds_of(seed)
     targets = prompt_targets(model, prompts, options.truncate)
     negative_targets = [
@@ -246,16 +296,24 @@ def draw(
         *(torch.cat(parts * len(targets)).to(model.device) for parts in zip(*starts, strict=True))
     )
     canvas = StrokeCanvas(start, drawing, size, steps)
+    background = paper(drawing)
     guide = Guide(
         model,
         [[target, *negative_targets] for target in targets for _ in seeds],
-        Perspectives() if augment else one_view,
+        Perspectives(background=background) if augment else WholePicture(background),
         seeds=seeds * len(targets),
         options=options,
     )
     ascent = ascend(canvas, guide, steps, callback=callback, progress=options.progress)
     canvas.load_state_dict(ascent.state)
     return ascent
+
+
+def paper(drawing: Drawing) -> tuple[float, float, float]:
+    """Return the RGB in [0, 1] of what a drawing is judged on: its background, or white."""
+    background = drawing.background_colour()
+    red, green, blue = WHITE if background is None else background.tolist()
+    return red, green, blue
 
 
 @torch.no_grad()

@@ -2,15 +2,19 @@
 
 import json
 import struct
+import sys
 import zlib
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import clipag_plugins
 from clipag_plugins import ClipagError, bench, precision
-from clipag_plugins.trajectory import FRAMES, Trajectory
+from clipag_plugins.files import slug
+from clipag_plugins.trajectory import FRAMES, Film, Trajectory
 
 SMALL = ("--steps", "2", "--size", "64", "--views", "1")
 FAST = (*SMALL, "--tries", "1")
@@ -85,7 +89,6 @@ def bomb(path):
         (["apple", "--out", "missing/deeper/"], "no folder missing"),
         (["apple", "--out", "new/", "--steps", "0"], "--steps is 0"),
         (["apple", "--out", "photo.png", "--init", "photo.png"], "would replace"),
-        (["apple", "--out", ".", "--seed", "1", "--init", "apple-1.png"], "would replace"),
         (["apple", "--out", "apple.xyz"], ".xyz"),
         (["apple", "pear", "--out", "both.png"], "both.png"),
         (["apple", "--trajectory", "missing/steps"], "missing"),
@@ -97,7 +100,9 @@ def bomb(path):
         (["apple", "--size", "100000"], "100000"),
         (["apple", "--views", "-1"], "-1"),
         (["apple", "--seed", "-1"], "-1"),
-        (["apple", "--seed", "5"], "apple-5.png"),
+        (["apple", "--video", "apple.gif"], ".gif: it is written as .mp4"),
+        (["apple", "--video", "missing/apple.mp4"], "no folder missing"),
+        (["apple", "pear", "--video", "both.mp4"], "is one file for 2 pictures"),
         (["apple", "--out", "x" * 300 + ".png"], "File name too long"),
         (["apple", "--model", "text.png"], "text.png"),
     ],
@@ -107,8 +112,6 @@ def test_bad_input_is_one_sentence(run, tmp_path, arguments, message):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     bomb(tmp_path / "bomb.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.png")
-    (tmp_path / "apple-1.png").symlink_to("photo.png")
-    (tmp_path / "apple-5.png").mkdir()
     before = sorted(tmp_path.iterdir())
     result = run("generate", *arguments)
     assert result.returncode == 2, result.stderr
@@ -116,6 +119,111 @@ def test_bad_input_is_one_sentence(run, tmp_path, arguments, message):
     *usage, last = result.stderr.splitlines()
     assert last.startswith("clipag") and (not usage or usage[0].startswith("usage: "))
     assert sorted(tmp_path.iterdir()) == before
+
+
+EMOJI = "🍎 🍏"
+LONG = "a very detailed oil painting of a fox that runs over a meadow, "  # as long as a name may be
+
+
+@pytest.mark.parametrize(
+    ("prompts", "names"),
+    [
+        (["a red apple"] * 3, ["a-red-apple-0.png", "a-red-apple-0-2.png", "a-red-apple-0-3.png"]),
+        ([EMOJI, "🚀"], ["picture-0.png", "picture-0-2.png"]),
+        ([LONG + "day", LONG + "night"], [f"{slug(LONG)}-0.png", f"{slug(LONG)}-0-2.png"]),
+    ],
+)
+def test_default_names_replace_no_picture_of_an_earlier_run(run, tmp_path, prompts, names):
+    for prompt in prompts:
+        assert run("generate", prompt, *FAST).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert [Image.open(tmp_path / name).text["prompt"] for name in names] == prompts
+
+
+def test_a_drawing_does_not_replace_a_picture_of_pixels(run, tmp_path):
+    assert run("generate", "a fox", *FAST).stdout == "a-fox-0.png\n"
+    before = (tmp_path / "a-fox-0.png").read_bytes()
+    drawn = run("draw", "a fox", "--strokes", "4", "--steps", "1", "--size", "32")
+    assert drawn.stdout == "a-fox-0-2.svg\na-fox-0-2.png\n"
+    assert run("generate", "a fox", *FAST).stdout == "a-fox-0-3.png\n"
+    assert (tmp_path / "a-fox-0.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        "pictures/a-fox-0.png",
+        "steps/a-fox-0-start.png",
+        "steps/a-fox-0.gif",
+        "films/a-fox-0.mp4",
+    ],
+)
+def test_what_is_named_after_a_picture_replaces_nothing(run, tmp_path, existing):
+    (tmp_path / existing).parent.mkdir()
+    (tmp_path / existing).write_bytes(b"precious")
+    folders = ("--out", "pictures/", "--trajectory", "steps", "--video", "films")
+    assert run("generate", "a fox", *FAST, *folders).returncode == 0
+    assert (tmp_path / existing).read_bytes() == b"precious"
+    assert (tmp_path / "pictures" / "a-fox-0-2.png").is_file()
+    assert (tmp_path / "films" / "a-fox-0-2.mp4").is_file()
+
+
+def test_links_and_folders_are_not_replaced(run, tmp_path):
+    (tmp_path / "apple-1.png").symlink_to("elsewhere.png")
+    (tmp_path / "apple-1-2.png").mkdir()
+    assert run("generate", "apple", *FAST, "--seed", "1").stdout == "apple-1-3.png\n"
+    assert (tmp_path / "apple-1.png").is_symlink() and not (tmp_path / "elsewhere.png").exists()
+
+
+def test_a_file_that_out_names_is_replaced(run, tmp_path):
+    for prompt in ("a fox", "a bus"):
+        assert run("generate", prompt, *FAST, "--out", "o.png").stdout == "o.png\n"
+    assert Image.open(tmp_path / "o.png").text["prompt"] == "a bus"
+    drawn = run("draw", "a fox", "--strokes", "4", "--steps", "1", "--size", "32", "--out", "o.svg")
+    assert "o.png is replaced, as well as o.svg" in drawn.stderr
+
+
+def frames_of(path):
+    """Return the frames of a film as (N, H, W, 3), and how many are shown in a second."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(stream)]
+        return np.stack(frames), stream.average_rate
+
+
+def test_a_film_has_a_frame_for_each_step(run, tmp_path):
+    small = ("--steps", "3", "--size", "64", "--tries", "2", "--views", "1")
+    result = run("generate", "a fox", *small, "--video", "fox.mp4")
+    assert result.stdout == "a-fox-0.png\nfox.mp4\n"
+    frames, rate = frames_of(tmp_path / "fox.mp4")
+    assert rate == 5 and len(frames) == 4 + 5  # the start, three steps, and the picture for 1 s
+    picture = np.asarray(Image.open(tmp_path / "a-fox-0.png")).astype(float)
+    differences = abs(frames - picture).mean((1, 2, 3))
+    assert (differences[4:] < 4).all() and differences[0] > 2 * differences[4]
+
+
+def test_films_of_a_batch_and_of_odd_sides(run, tmp_path):
+    tiny = ("--strokes", "8", "--steps", "2", "--size", "33", "47")
+    result = run("draw", "a fox", "a bus", *tiny, "--video", "films")
+    assert result.returncode == 0, result.stderr
+    for name in ("a-fox-0", "a-bus-0"):
+        frames, _ = frames_of(tmp_path / "films" / f"{name}.mp4")
+        assert frames.shape == (3 + 5, 48, 34, 3)
+        picture = np.asarray(Image.open(tmp_path / f"{name}.png")).astype(float)
+        assert abs(frames[-1, :47, :33] - picture).mean() < 4
+
+
+def test_a_film_lasts_some_seconds_and_needs_no_step(tmp_path):
+    assert [Film(steps).rate for steps in (1, 100, 500)] == [5, 12, 30]
+    Film(9).save(torch.rand(1, 3, 16, 16), [tmp_path / "at-once.mp4"])  # Ctrl-C came first
+    assert len(frames_of(tmp_path / "at-once.mp4")[0]) == 5
+
+
+def test_without_pyav(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = run("generate", "a fox", *FAST, "--video", "fox.mp4")
+    assert result.returncode == 2 and "clipag-plugins[video]" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_read_only_folder(run, locked):

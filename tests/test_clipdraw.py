@@ -24,6 +24,7 @@ from clipag_plugins.integrations.clipdraw import (
     Perspectives,
     StrokeCanvas,
     Strokes,
+    WholePicture,
     draw,
     read_palette,
     starting_strokes,
@@ -72,6 +73,32 @@ def test_a_drawing_with_its_metadata(run, tmp_path):
     assert (pixels(strokes) - pixels(picture)).abs().mean() < 0.02
 
 
+def test_a_transparent_drawing_that_is_not_square(run, tmp_path):
+    arguments = ("--strokes", "12", "--steps", "2", "--size", "96", "48", "--background", "none")
+    assert run("draw", "a fox", *arguments).returncode == 0
+    picture = Image.open(tmp_path / "a-fox-0.png")
+    assert picture.size == (96, 48) and picture.mode == "RGBA"
+    assert picture.text["size"] == "96x48" and picture.text["background"] == "none"
+    alpha = np.asarray(picture.getchannel("A")) / 255
+    assert (alpha == 0).any() and (alpha > 0.1).any()
+    assert "<rect" not in (tmp_path / "a-fox-0.svg").read_text()
+    svg = Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_path=str(tmp_path / "a-fox-0.svg"))))
+    assert svg.size == (96, 48)
+    assert abs(np.asarray(svg.getchannel("A")) / 255 - alpha).mean() < 2 / 255
+    for colour in ("white", "black", "red"):
+        both = [Image.new("RGBA", (96, 48), colour) for _ in range(2)]
+        for paper, drawing in zip(both, (svg, picture), strict=True):
+            paper.alpha_composite(drawing.convert("RGBA"))
+        assert (pixels(both[0]) - pixels(both[1])).abs().mean() < 2 / 255
+
+
+def test_a_drawing_on_a_colour(run, tmp_path):
+    assert run("draw", "a fox", *FAST, "--background", "1d3557").returncode == 0
+    picture = Image.open(tmp_path / "a-fox-0.png")
+    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (0x1D, 0x35, 0x57)
+    assert (pixels(picture) - resvg(tmp_path / "a-fox-0.svg")).abs().mean() < 2 / 255
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far(interrupt, tmp_path):
     endless = ("--steps", "100000", "--no-augment", "--out", "castle.svg")
@@ -92,7 +119,10 @@ def test_ctrl_c_keeps_the_best_so_far(interrupt, tmp_path):
         (["--shapes", "dots"], "dots"),
         (["--width", "1"], "--width"),
         (["--trajectory", "missing/steps"], "missing"),
-        (["--seed", "5"], "fox-5.png"),
+        (["--out", "fox-5.svg"], "fox-5.png"),
+        (["--background", "noon"], "--background names 'noon'"),
+        (["--size", "64", "8"], "--size is 8"),
+        (["--size", "8", "8", "8"], "--size has 3 numbers"),
     ],
 )
 def test_bad_options_are_one_sentence(run, tmp_path, arguments, says):
@@ -287,6 +317,63 @@ def test_a_palette_lets_colours_change_within_it():
     assert torch.cdist(colours[0, :, :3], palette).amin(1).max() < 1e-5
     colours.sum().backward()
     assert (canvas.colours.grad == 1).all()
+
+
+@pytest.mark.parametrize("size", [(128, 64), (48, 112)])
+def test_strokes_fill_a_canvas_that_is_not_square(size):
+    width, height = size
+    start = starting_strokes(0, Drawing(2000), size)
+    zoom = (width * height) ** 0.5 / 224
+    first = start.points[0, :, 0] * zoom
+    for axis, side in enumerate(size):
+        assert first[:, axis].min() >= 0 and first[:, axis].max() <= side
+        assert first[:, axis].mean() == pytest.approx(side / 2, rel=0.05)
+    # Moves are as long in both directions, so strokes have the shape that they have on a square.
+    across, down = start.points[0].diff(dim=1).std((0, 1)).tolist()
+    assert across == pytest.approx(down, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("strokes", "size", "grid"),
+    [(50, 64, (7, 7)), (50, (128, 64), (10, 5)), (3, (64, 16), (3, 1)), (1, (2048, 16), (1, 1))],
+)
+def test_pixels_fill_a_canvas_that_is_not_square(strokes, size, grid):
+    drawing = Drawing(strokes, "pixel")
+    assert drawing.grid(size) == grid
+    canvas = StrokeCanvas(starting_strokes(0, drawing, size), drawing, size)
+    with torch.no_grad():
+        canvas.colours[:] = torch.tensor([0.2, 0.4, 0.6, 1])
+    image = canvas.render()
+    assert image.shape == (1, 3, canvas.height, canvas.width)
+    assert (image[0] - torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1)).abs().max() < 1e-4
+
+
+def test_a_picture_colours_a_canvas_that_is_not_square(tmp_path):
+    picture = Image.new("RGB", (100, 50), "blue")
+    picture.paste("red", (0, 0, 50, 50))
+    picture.save(tmp_path / "flag.png")
+    drawing = Drawing(200, "pixel", init=tmp_path / "flag.png")
+    image = StrokeCanvas(starting_strokes(0, drawing, (128, 64)), drawing, (128, 64)).render()[0]
+    assert (image[0, :, :60] > 0.9).all() and (image[2, :, 68:] > 0.9).all()
+
+
+def test_what_is_not_square_is_seen_undistorted_on_its_background():
+    image = torch.zeros(1, 3, 40, 80)
+    views, weights = WholePicture((1.0, 0.5, 0.0))(image, 80)
+    assert weights.tolist() == [1] and views.shape == (1, 1, 3, 80, 80)
+    view = views[0, 0]
+    assert (view[:, 20:60] == 0).all()
+    edges = torch.cat([view[:, :20], view[:, 60:]], dim=1)
+    assert (edges == torch.tensor([1, 0.5, 0]).view(3, 1, 1)).all()
+    colour = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    plain, _ = Perspectives(background=(0.1, 0.2, 0.3))(colour.expand(1, 3, 40, 80), 64)
+    assert torch.allclose(plain, colour, atol=1e-5)
+
+
+def test_an_ascent_on_a_canvas_that_is_not_square(model):
+    ascent = draw(["a fox"], model, **SMALL | {"size": (96, 48)}, steps=4)
+    assert ascent.images.shape == (1, 3, 48, 96)
+    assert ascent.losses.item() < 1
 
 
 def test_perspectives_are_torchvisions():

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import yaml
@@ -539,7 +540,7 @@ def test_a_picture_with_its_metadata(run, tmp_path):
     assert (tmp_path / "t" / "frog.gif").is_file()
 
 
-def test_generate_pys_own_options(tmp_path, monkeypatch):
+def test_generate_pys_own_options(tmp_path, monkeypatch, capsys):
     pair(tmp_path).rename(tmp_path / "c.ckpt")
     monkeypatch.chdir(tmp_path)
     command = "-i 1 -s 32 16 -cuts 2 -cutm original -sd 1 -conf m.yaml -ckpt c.ckpt -lr 0.2"
@@ -547,6 +548,22 @@ def test_generate_pys_own_options(tmp_path, monkeypatch):
     assert main(["vqgan", "-p", "a frog", *command.split(), *more.split()]) == 0
     assert Image.open(tmp_path / "o.png").text["model"] == "clip-mini"
     assert (tmp_path / "steps" / "o-00001.png").is_file()
+    assert "ffmpeg -framerate 30 -i steps/o-%05d.png" in capsys.readouterr().err
+
+
+def test_a_film_or_the_frames_of_one(tmp_path, monkeypatch, capsys):
+    pair(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = "--vqgan m.ckpt -i 1 -s 32 17 --views 2"
+    assert main(["vqgan", "a frog", *options.split(), "--video", "frog.mp4"]) == 0
+    with av.open("frog.mp4") as film:
+        assert sum(1 for _ in film.decode(video=0)) == 2 + 5
+    # generate.py's --video takes no name.
+    assert main(["vqgan", "-p", "50% frog", *options.split(), "--video"]) == 0
+    assert (tmp_path / "steps" / "50-frog-0-00001.png").is_file()
+    capsys.readouterr()
+    assert main(["vqgan", *options.split(), "--video", "a frog"]) == 2
+    assert "'a frog' was taken for the name of a film" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -554,7 +571,7 @@ def test_generate_pys_own_options(tmp_path, monkeypatch):
     [
         (["a:b"], "write text:weight:stop"),
         ([], "no prompt"),
-        (["a", "--size", "8", "8"], "choose sides"),
+        (["a", "--size", "8", "8"], "choose a side"),
         (["a", "--size", "8", "8", "8"], "width and height"),
         (["a", "--steps", "0"], "at least 1"),
         (["a", "--change-every", "0"], "--change-every is 0"),

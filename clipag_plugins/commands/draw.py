@@ -1,7 +1,11 @@
 """clipag draw: CLIPDraw's strokes."""
 
 import argparse
-from typing import cast
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from ..defaults import SHAPES, STROKE_STEPS, STROKE_WIDTH, STROKES
 from .options import (
@@ -17,7 +21,12 @@ from .options import (
     prefixed,
     run_options,
     save_trajectory,
+    size_of,
 )
+
+if TYPE_CHECKING:
+    from ..ascent import Ascent
+    from ..integrations.clipdraw import StrokeCanvas
 
 EXAMPLES = """\
 examples:
@@ -25,6 +34,7 @@ examples:
   clipag draw "a castle" "a rocket" --count 3 --out drawings/
   clipag draw "a fox" --strokes 64 --width 4 12 --palette black,e63946,f1faee
   clipag draw "a sailboat" --init photo.jpg --negative "a messy sketch" --trajectory steps/
+  clipag draw "a ship" --size 320 192 --background none        transparent
   clipag draw "a violin" --model clip-mini --no-augment        the vanilla twin, unaugmented
 """
 
@@ -72,20 +82,22 @@ def add(commands: Commands) -> None:
         metavar="random|IMAGE",
         help="where to start: strokes take their colours from a picture (default: %(default)s)",
     )
+    add(
+        "--background",
+        default="white",
+        metavar="COLOUR|none",
+        help="the paper, as e63946 or by name, or none for transparent SVG and PNG (default: "
+        "%(default)s)",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
-    seeds, pictures, outputs = plan(options, ".svg")
-    for path in outputs:
-        need_target(path.with_suffix(".png"), [options.init])
-
-    import torch
+    seeds, pictures, outputs = plan(options, ".svg", ".png")
+    if options.out in outputs:
+        _check_png_beside(options)
 
     from ..hub import load_model
     from ..integrations import clipdraw
-    from ..integrations.vector.svg import write_svg
-    from ..pictures import save_png, to_pil
-    from ..trajectory import save_gif
 
     drawing = clipdraw.Drawing(
         options.strokes,
@@ -93,6 +105,7 @@ def _run(options: argparse.Namespace) -> int:
         tuple(options.width),
         options.palette.split(",") if options.palette is not None else (),
         options.init,
+        options.background,
     )
     model = load_model(options.model, choose_device(options.device))
     trajectory = new_trajectory(options, options.steps)
@@ -108,34 +121,73 @@ def _run(options: argparse.Namespace) -> int:
         callback=trajectory,
         options=run_options(options),
     )
-    canvas = cast("clipdraw.StrokeCanvas", ascent.canvas)
     metadata = [
-        {
-            "prompt": prefixed(options, prompt),
-            "negative": "; ".join(options.negative) or "none",
-            "seed": seed,
-            "size": options.size,
-            "steps": ascent.steps,
-            "strokes": options.strokes,
-            "shapes": options.shapes,
-            "width": "{:g} {:g}".format(*options.width),
-            "palette": options.palette or "any",
-            "views": "augmented" if options.augment else "the drawing itself",
-            "init": options.init,
-            **model_metadata(model, options.precision),
-        }
+        _metadata(options, prompt, seed, ascent) | model_metadata(model, options.precision)
         for prompt, seed in pictures
     ]
-    for number, (path, each) in enumerate(zip(outputs, metadata, strict=True)):
-        groups, size = canvas.groups(number), (options.size, options.size)
-        write_svg(path, groups, size, background=torch.ones(3), metadata=each)
-        print(path)
-        save_png(to_pil(ascent.images[number]), path.with_suffix(".png"), each)
-        print(path.with_suffix(".png"))
+    canvas = cast("clipdraw.StrokeCanvas", ascent.canvas)
+    _save(ascent, canvas, outputs, metadata)
     save_trajectory(options, trajectory, ascent, outputs, metadata)
-    if trajectory is not None:
-        for output, frames in zip(outputs, clipdraw.stroke_by_stroke(canvas), strict=True):
-            path = options.trajectory / f"{output.stem}-strokes.gif"
-            save_gif(frames, path)
-            print(path)
+    if options.trajectory is not None:
+        _save_stroke_by_stroke(canvas, options.trajectory, outputs)
     return exit_code(ascent)
+
+
+def _check_png_beside(options: argparse.Namespace) -> None:
+    """Refuse to replace --init, and say so if another PNG beside --out is replaced."""
+    png = options.out.with_suffix(".png")
+    need_target(png, [options.init])
+    if os.path.lexists(png):
+        print(f"clipag: {png} is replaced, as well as {options.out}.", file=sys.stderr)
+
+
+def _metadata(
+    options: argparse.Namespace, prompt: str, seed: int, ascent: "Ascent"
+) -> dict[str, object]:
+    """Return what a drawing says about itself, except for its model."""
+    background = {} if options.background == "white" else {"background": options.background}
+    return {
+        "prompt": prefixed(options, prompt),
+        "negative": "; ".join(options.negative) or "none",
+        "seed": seed,
+        "size": size_of(ascent.images),
+        "steps": ascent.steps,
+        "strokes": options.strokes,
+        "shapes": options.shapes,
+        "width": "{:g} {:g}".format(*options.width),
+        "palette": options.palette or "any",
+        "views": "augmented" if options.augment else "the drawing itself",
+        "init": options.init,
+        **background,
+    }
+
+
+def _save(
+    ascent: "Ascent",
+    canvas: "StrokeCanvas",
+    outputs: Sequence[Path],
+    metadata: Sequence[Mapping[str, object]],
+) -> None:
+    """Write every drawing as SVG and as PNG."""
+    from ..integrations.vector.svg import write_svg
+    from ..pictures import save_png, to_pil
+
+    background = canvas.drawing.background_colour()
+    images = ascent.images if background is not None else canvas.render_transparent()
+    for number, (path, each) in enumerate(zip(outputs, metadata, strict=True)):
+        size = (canvas.height, canvas.width)
+        write_svg(path, canvas.groups(number), size, background=background, metadata=each)
+        print(path)
+        save_png(to_pil(images[number]), path.with_suffix(".png"), each)
+        print(path.with_suffix(".png"))
+
+
+def _save_stroke_by_stroke(canvas: "StrokeCanvas", folder: Path, outputs: Sequence[Path]) -> None:
+    """Write an animation of every drawing in which its paths appear one after another."""
+    from ..integrations.clipdraw import stroke_by_stroke
+    from ..trajectory import save_gif
+
+    for output, frames in zip(outputs, stroke_by_stroke(canvas), strict=True):
+        path = folder / f"{output.stem}-strokes.gif"
+        save_gif(frames, path)
+        print(path)

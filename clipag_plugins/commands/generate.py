@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..defaults import CANVASES
 from ..errors import ClipagError
@@ -18,10 +17,8 @@ from .options import (
     prefixed,
     run_options,
     save_trajectory,
+    size_of,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 EXAMPLES = """\
 examples:
@@ -141,9 +138,3 @@ def _run(options: argparse.Namespace) -> int:
         print(path)
     save_trajectory(options, trajectory, ascent, outputs, metadata)
     return exit_code(ascent)
-
-
-def size_of(images: "Tensor") -> str:
-    """Return the side of square images (B, 3, H, W), or WxH, as metadata have it."""
-    height, width = images.shape[-2:]
-    return str(width) if width == height else f"{width}x{height}"

@@ -4,22 +4,28 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..arguments import FIRST_TOO_LARGE_SEED, RunOptions
 from ..defaults import MODEL, PRECISIONS, SIDE
-from ..errors import INTERRUPTED, ClipagError
+from ..errors import INTERRUPTED, ClipagError, library
 from ..files import require_writable_folder, require_writable_or_creatable, slug
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ..ascent import Ascent
     from ..base import ClipagModel
-    from ..trajectory import Trajectory
+    from ..trajectory import Recording
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+# A file that is named after a picture: its folder, None for the picture's own, and the end of its
+# name, which begins as the picture's.
+Companion: TypeAlias = "tuple[Path | None, str]"
+TRAJECTORY_ENDINGS = ("-start.png", "-middle.png", "-end.png", ".gif", "-strokes.gif")
 DEVICE_HELP = "cpu, cuda, cuda:1, … (default: cuda if there is one)"
 COMPARED_MODELS = ("clip-mini", "clipag-mini")
 
@@ -46,13 +52,54 @@ def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     add_model(command)
     add_seed(command)
     add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
-    add("--size", type=int, default=SIDE, help="side in pixels (default: %(default)s)")
+    add_size(command)
     add_run_options(command)
     add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
-    add(
+    add_out(command, f"a {suffix} for one prompt", f"PROMPT-SEED{suffix}")
+
+
+def add_size(command: argparse.ArgumentParser, *aliases: str) -> None:
+    """Add --size: `options.size` is what `width_and_height` takes."""
+    command.add_argument(
+        "--size",
+        *aliases,
+        type=int,
+        nargs="+",
+        action=_Size,
+        default=SIDE,
+        metavar=("W", "H"),
+        help=f"width and height in pixels, or one number for a square (default: {SIDE})",
+    )
+
+
+class _Size(argparse.Action):
+    """Stores one number as it is and several as a tuple."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+
+def add_out(command: argparse.ArgumentParser, one: str, default: str, *aliases: str) -> None:
+    """Add --out, which names a file for one picture, which is replaced, or a folder.
+
+    Args:
+        command: the command that gets the option.
+        one: what --out names for one picture.
+        default: the name of a picture if --out names none.
+        *aliases: other names of the option.
+    """
+    command.add_argument(
         "--out",
+        *aliases,
         type=Path,
-        help=f"a {suffix} for one prompt, a folder for several (default: PROMPT-SEED{suffix})",
+        help=f"{one}, which is replaced if it exists, or a folder (default: {default}, with a "
+        "number added if that exists)",
     )
 
 
@@ -88,12 +135,24 @@ def add_seed(command: argparse.ArgumentParser, *aliases: str) -> None:
     )
 
 
-def add_run_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that have the same name in every command that draws."""
+def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = False) -> None:
+    """Add the options that have the same name in every command that draws.
+
+    With `has_bare_video`, --video needs no value; `options.video` is True without one.
+    """
     add = command.add_argument
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
+    add(
+        "--video",
+        type=Path,
+        metavar="FILE.mp4",
+        nargs="?" if has_bare_video else None,
+        const=True if has_bare_video else None,
+        help="write a film of one frame a step, or name a folder of films"
+        + ("; without a name, the same as -vid" if has_bare_video else ""),
+    )
     add("--device", help=DEVICE_HELP)
     add(
         "--precision",
@@ -146,18 +205,21 @@ def choose_device(name: str | None) -> "torch.device":
 
 
 def plan(
-    options: argparse.Namespace, suffix: str
+    options: argparse.Namespace, *suffixes: str
 ) -> tuple[range, list[tuple[str, int]], list[Path]]:
     """Return the seeds, the prompt and seed of every picture, and the file of every picture.
 
-    It checks the files before torch is imported, so that a bad path is reported at once.
+    It checks the files before torch is imported, so that a bad path is reported at once. Each
+    picture is written once with each of the suffixes; the files returned have the first of them.
     """
     if options.count < 1:
         raise ClipagError(f"--count is {options.count}: draw at least 1 picture a prompt.")
     seeds = range(options.seed, options.seed + options.count)
     pictures = [(prompt, seed) for prompt in options.prompts for seed in seeds]
-    outputs = output_paths(pictures, options.out, suffix, [options.init])
-    require_writable_or_creatable(options.trajectory)
+    beside = [(None, suffix) for suffix in suffixes[1:]]
+    companions = [*beside, *recording_files(options, len(pictures))]
+    sources = [options.init, getattr(options, "mask", None) or ""]
+    outputs = output_paths(pictures, options.out, suffixes[0], sources, companions)
     return seeds, pictures, outputs
 
 
@@ -166,10 +228,12 @@ def output_paths(
     out: Path | None,
     suffix: str,
     sources: Sequence[str | Path] = (),
+    companions: Sequence[Companion] = (),
 ) -> list[Path]:
     """Return a writable path for each picture, given by its prompt and seed.
 
-    No path is one of the `sources`, which may also be words that are not files.
+    An `out` that is a file may be replaced, unless it is one of the `sources`, which may also be
+    words that are not files. All other paths are new; see `free_path`.
     """
     if out is not None and len(pictures) == 1 and not out.is_dir() and out.suffix:
         if out.suffix.lower() != suffix:
@@ -183,14 +247,71 @@ def output_paths(
     require_writable_or_creatable(folder)
     paths: list[Path] = []
     for prompt, seed in pictures:
-        name = slug(prompt) or "picture"
-        path, number = folder / f"{name}-{seed}{suffix}", 1
-        while path in paths:
-            number += 1
-            path = folder / f"{name}-{seed}-{number}{suffix}"
-        need_target(path, sources)
-        paths.append(path)
+        name = f"{slug(prompt) or 'picture'}-{seed}"
+        paths.append(free_path(folder, name, suffix, companions, paths))
     return paths
+
+
+def free_path(
+    folder: Path,
+    name: str,
+    suffix: str,
+    companions: Sequence[Companion] = (),
+    taken: Sequence[Path] = (),
+) -> Path:
+    """Return the path of a new file: NAME.png, or NAME-2.png, NAME-3.png, … if that exists.
+
+    Args:
+        folder: where the file will be.
+        name: the start of its name.
+        suffix: the end of its name.
+        companions: files that will have the same start, each as its folder (None for `folder`) and
+            the end of its name. None of them exists either.
+        taken: paths that other files of this run will have.
+    """
+    endings = [(folder if other is None else other, ending) for other, ending in companions]
+    endings.append((folder, suffix))
+
+    def is_free(stem: str) -> bool:
+        # os.path, not Path: a link that leads nowhere must not be replaced, either.
+        exists = (os.path.lexists(place / f"{stem}{ending}") for place, ending in endings)
+        return folder / f"{stem}{suffix}" not in taken and not any(exists)
+
+    stems = chain([name], (f"{name}-{number}" for number in count(2)))
+    return folder / f"{next(filter(is_free, stems))}{suffix}"
+
+
+def recording_files(options: argparse.Namespace, pictures: int) -> list[Companion]:
+    """Check where --trajectory and --video write, and return the files that they will write.
+
+    Args:
+        options: those of `add_run_options`.
+        pictures: number of pictures of the run.
+    """
+    files: list[Companion] = []
+    if options.trajectory is not None:
+        require_writable_or_creatable(options.trajectory)
+        files += [(options.trajectory, ending) for ending in TRAJECTORY_ENDINGS]
+    if options.video is not None:
+        if _is_one_film(options):
+            if pictures > 1:
+                raise ClipagError(
+                    f"--video {options.video} is one file for {pictures} pictures: name a folder."
+                )
+            require_writable_folder(options.video.parent)
+        elif pictures == 1 and options.video.suffix and not options.video.is_dir():
+            raise ClipagError(
+                f"--video {options.video} ends in {options.video.suffix}: it is written as .mp4."
+            )
+        else:
+            require_writable_or_creatable(options.video)
+            files.append((options.video, ".mp4"))
+        library("av", "video")
+    return files
+
+
+def _is_one_film(options: argparse.Namespace) -> bool:
+    return options.video.suffix.lower() == ".mp4" and not options.video.is_dir()
 
 
 def need_target(path: Path, sources: Sequence[str | Path] = ()) -> None:
@@ -211,25 +332,48 @@ def model_metadata(model: "ClipagModel", precision: str) -> dict[str, str]:
     return {"model": model.name, "precision": dtype, "Software": "clipag-plugins"}
 
 
-def new_trajectory(options: argparse.Namespace, steps: int) -> "Trajectory | None":
-    """Return the callback that records an ascent for --trajectory, if it was given."""
-    from ..trajectory import Trajectory
+def size_of(images: "Tensor") -> str:
+    """Return the side of square images (B, 3, H, W), or WxH, as metadata have it."""
+    height, width = images.shape[-2:]
+    return str(width) if width == height else f"{width}x{height}"
 
-    return None if options.trajectory is None else Trajectory(steps)
+
+def new_trajectory(options: argparse.Namespace, steps: int) -> "Recording | None":
+    """Return the callback that records an ascent for --trajectory and --video, if one was given."""
+    if options.trajectory is None and options.video is None:
+        return None
+    from ..trajectory import Film, Recording, Trajectory
+
+    return Recording(
+        None if options.trajectory is None else Trajectory(steps),
+        None if options.video is None else Film(steps),
+    )
 
 
 def save_trajectory(
     options: argparse.Namespace,
-    trajectory: "Trajectory | None",
+    trajectory: "Recording | None",
     ascent: "Ascent",
     outputs: Sequence[Path],
     metadata: Sequence[Mapping[str, object]],
 ) -> None:
-    """Write a recorded trajectory, with the names and the metadata of the pictures."""
-    if trajectory is not None:
-        images, numbers = ascent.images, ascent.rows
-        for path in trajectory.save(options.trajectory, images, outputs, metadata, numbers):
-            print(path)
+    """Write what was recorded, with the names and the metadata of the pictures."""
+    if trajectory is None:
+        return
+    images, indices = ascent.images, ascent.rows
+    written = []
+    if trajectory.stills is not None:
+        folder = options.trajectory
+        written += trajectory.stills.save(folder, images, outputs, metadata, indices)
+    if trajectory.film is not None:
+        one_film = _is_one_film(options)
+        films = [
+            options.video if one_film else options.video / f"{output.stem}.mp4"
+            for output in outputs
+        ]
+        written += trajectory.film.save(images, films, indices)
+    for path in written:
+        print(path)
 
 
 def exit_code(ascent: "Ascent") -> int:

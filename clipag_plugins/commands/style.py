@@ -24,15 +24,18 @@ from ..files import require_writable_folder, require_writable_or_creatable
 from .options import (
     Commands,
     add_model,
+    add_out,
     add_run_options,
     add_seed,
     choose_device,
     command,
     exit_code,
+    free_path,
     model_metadata,
     need_target,
     new_trajectory,
     output_paths,
+    recording_files,
     run_options,
     save_trajectory,
 )
@@ -101,9 +104,8 @@ def add(commands: Commands) -> None:
     add("--templates", action=argparse.BooleanOptionalAction, default=True,
         help="average the text over CLIP's 80 templates (default: --templates)")  # fmt: skip
     add_run_options(style)
-    add("--out", type=Path,
-        help="a .png for one photo, a folder for several, a .safetensors for --train-on "
-        "(default: PHOTO-TEXT-SEED.png)")  # fmt: skip
+    add_out(style, "a .png for one photo or a .safetensors for --train-on",
+            "PHOTO-TEXT-SEED.png")  # fmt: skip
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -125,7 +127,6 @@ def _style(options: argparse.Namespace) -> int:
     *images, text = options.inputs or [""]
     text = _text(options, text, images)
     photos, outputs = _plan(options, images, text)
-    require_writable_or_creatable(options.trajectory)
     if options.keep_network and not options.network:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
@@ -187,10 +188,11 @@ def _train(options: argparse.Namespace) -> int:
         raise ClipagError("--out must name the network's file, as fire.safetensors.")
     require_writable_folder(options.out.parent)
     need_target(options.out, [options.model])
-    if not options.network or options.keep_network or options.trajectory is not None:
+    is_recorded = options.trajectory is not None or options.video is not None
+    if not options.network or options.keep_network or is_recorded:
         raise ClipagError(
-            "--train-on makes a network and no pictures: leave --no-network, --keep-network and "
-            "--trajectory out."
+            "--train-on makes a network and no pictures: leave --no-network, --keep-network, "
+            "--trajectory and --video out."
         )
     photos = _pictures_in(options.train_on)
 
@@ -281,19 +283,17 @@ def _plan(
         photo for path in inputs for photo in (_pictures_in(path) if path.is_dir() else [path])
     ]
     out: Path | None = options.out
+    companions = recording_files(options, len(photos))
     if len(inputs) == 1 and not inputs[0].is_dir():
-        outputs = output_paths([(f"{inputs[0].stem} {style}", options.seed)], out, ".png")
+        picture = (f"{inputs[0].stem} {style}", options.seed)
+        outputs = output_paths([picture], out, ".png", photos, companions)
     elif out is None or (out.suffix.lower() == ".png" and not out.is_dir()):
         raise ClipagError(f"--out must name a folder for {len(photos)} pictures.")
     else:
         require_writable_or_creatable(out)
-        outputs = [out / f"{photo.stem}.png" for photo in photos]
-    photo_of: dict[Path, Path] = {}
-    for photo, path in zip(photos, outputs, strict=True):
-        if path in photo_of:
-            raise ClipagError(f"{photo_of[path]} and {photo} would both become {path}: rename one.")
-        photo_of[path] = photo
-        need_target(path, [photo])
+        outputs = []
+        for photo in photos:
+            outputs.append(free_path(out, photo.stem, ".png", companions, outputs))
     return photos, outputs
 
 

@@ -1,15 +1,16 @@
 """clipag vqgan: VQGAN+CLIP."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import width_and_height
 from ..defaults import (
     CUT_AUGMENTS,
     CUT_METHODS,
     CUT_POWER,
     PUBLIC_VQGANS,
-    SIDE,
     VQGAN,
     VQGAN_STEPS,
 )
@@ -18,24 +19,26 @@ from ..files import require_writable_or_creatable
 from .options import (
     Commands,
     add_model,
+    add_out,
     add_run_options,
     add_seed,
+    add_size,
     choose_device,
     command,
     exit_code,
     model_metadata,
     new_trajectory,
     output_paths,
+    recording_files,
     run_options,
     save_trajectory,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..ascent import Callback
     from ..integrations.vqgan import VqganSettings
 
+# Where generate.py's -vid, or --video without a name, writes the frames.
+FRAMES = Path("steps")
 # Options that are not called like the arguments of `Cutouts`.
 OPTION_NAMES = {"count": "--views", "method": "--cut-method", "power": "--cut-power"}
 EXAMPLES = """\
@@ -68,8 +71,7 @@ def add(commands: Commands) -> None:
     add("-i", "--steps", "--iterations", type=int, default=VQGAN_STEPS,
         help="updates, over all scenes (default: %(default)s)")  # fmt: skip
     add_seed(vqgan, "-sd")
-    add("-s", "--size", type=int, nargs="+", default=[SIDE], metavar=("W", "H"),
-        help=f"width and height in pixels, or one for both (default: {SIDE})")  # fmt: skip
+    add_size(vqgan, "-s")
     add("-cuts", "--views", "--num_cuts", type=int,
         help="views an update (default: what suits the VQGAN)")  # fmt: skip
     add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
@@ -89,29 +91,30 @@ def add(commands: Commands) -> None:
     add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
         help="steps of a scene; after the last scene the first follows again (default: the steps "
         "are divided equally)")  # fmt: skip
-    add_run_options(vqgan)
+    add_run_options(vqgan, has_bare_video=True)
     add("--frames", type=Path, metavar="DIR",
-        help="write every step as a numbered PNG, for a video")  # fmt: skip
-    add("-vid", "--video", dest="frames", action="store_const", const=Path("steps"),
-        help="the same as --frames steps")  # fmt: skip
-    add("-o", "--out", "--output", type=Path,
-        help="a .png for one prompt, a folder for several (default: PROMPT-SEED.png)")  # fmt: skip
+        help="write every step as a numbered PNG, and say how ffmpeg joins them")  # fmt: skip
+    add("-vid", dest="video", action="store_const", const=True,
+        help=f"the same as --frames {FRAMES}")  # fmt: skip
+    add_out(vqgan, "a .png for one prompt", "PROMPT-SEED.png", "-o", "--output")
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.video is True:
+        options.video, options.frames = None, options.frames or FRAMES
     prompts = [*options.prompts, *([] if options.more is None else [options.more])]
     if not prompts and not options.image_prompts:
-        raise ClipagError("There is no prompt: say what to draw.")
+        is_taken = options.video is not None and not options.video.suffix
+        hint = f"; {str(options.video)!r} was taken for the name of a film" if is_taken else ""
+        raise ClipagError(f"There is no prompt: say what to draw{hint}.")
     prompts = prompts or [""]
-    if len(options.size) > 2:
-        raise ClipagError(f"--size has {len(options.size)} numbers: give width and height.")
     outputs = _outputs(options, prompts)
 
     from ..hub import load_model
     from ..integrations import vqgan
     from ..integrations.vqgan.prompts import parse_scenes, with_prefix
     from ..pictures import save_png, to_pil
-    from ..trajectory import Frames
+    from ..trajectory import Frames, in_turn
 
     generator = vqgan.load_vqgan(options.vqgan, options.vqgan_config)
     settings = _settings(options, vqgan.settings_for(generator))
@@ -128,15 +131,17 @@ def _run(options: argparse.Namespace) -> int:
             image_prompts=options.image_prompts,
             steps=options.steps,
             seed=options.seed,
-            size=(options.size[0], options.size[-1]),
+            size=width_and_height(options.size),
             settings=settings,
-            callback=_in_turn(trajectory, frames),
+            callback=in_turn(trajectory, frames),
             options=run_options(options),
         )
         metadata["steps"] = ascent.steps
         save_png(to_pil(ascent.images[0]), path, metadata)
         print(path)
         save_trajectory(options, trajectory, ascent, [path], [metadata])
+        if frames is not None:
+            print(f"clipag: {frames.how_to_join()}", file=sys.stderr)
         if ascent.interrupted:
             return exit_code(ascent)
     return 0
@@ -151,10 +156,11 @@ def _outputs(options: argparse.Namespace, prompts: list[str]) -> list[Path]:
     image_prompts = parse_prompts(options.image_prompts) if options.image_prompts else []
     sources = [picture.text for picture in image_prompts] + [options.init or ""]
     pictures = [(prompt, options.seed) for prompt in prompts]
-    outputs = output_paths(pictures, options.out, ".png", sources)
-    require_writable_or_creatable(options.trajectory)
-    require_writable_or_creatable(options.frames)
-    return outputs
+    companions = recording_files(options, len(pictures))
+    if options.frames is not None:
+        require_writable_or_creatable(options.frames)
+        companions.append((options.frames, "-00000.png"))
+    return output_paths(pictures, options.out, ".png", sources, companions)
 
 
 def _settings(options: argparse.Namespace, defaults: "VqganSettings") -> "VqganSettings":
@@ -175,17 +181,6 @@ def _settings(options: argparse.Namespace, defaults: "VqganSettings") -> "VqganS
     )
 
 
-def _in_turn(*callbacks: "Callback | None") -> "Callback":
-    """Return a callback that calls all the given ones."""
-
-    def call(step: int, images: "Tensor", losses: "Tensor") -> None:
-        for callback in callbacks:
-            if callback is not None:
-                callback(step, images, losses)
-
-    return call
-
-
 def _metadata(
     options: argparse.Namespace, prompt: str, settings: "VqganSettings"
 ) -> dict[str, object]:
@@ -195,7 +190,7 @@ def _metadata(
         "image prompts": options.image_prompts,
         "prefix": options.prefix,
         "seed": options.seed,
-        "size": f"{options.size[0]} {options.size[-1]}",
+        "size": "{} {}".format(*width_and_height(options.size)),
         "vqgan": options.vqgan,
         "views": settings.views,
         "init": settings.init,
