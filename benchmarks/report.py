@@ -215,6 +215,15 @@ def _one_try(figures: Figures, suffix: str, digits: int) -> Cells:
             yield captions, f"`{model}`", *shares
 
 
+@table("python -m benchmarks.canvases", "canvases")
+def canvases(figures: Figures) -> Cells:
+    """What `generate --canvas` draws on."""
+    yield "model", *CANVASES
+    for model in BOTH:
+        entries = [select(figures, model=model, canvas=canvas) for canvas in CANVASES]
+        yield f"`{model}`", *(r_precision(entry) for entry in entries)
+
+
 @table("python -m benchmarks.quality --seeds 5", "quality_seeds")
 def quality_seeds(figures: Figures) -> Cells:
     """One try, the mean over five seeds, R-Prec / top 5."""

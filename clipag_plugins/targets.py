@@ -75,15 +75,15 @@ def table_of(targets: Sequence[Sequence[Target]]) -> TargetTable:
     longest = max(map(len, targets))
     rows = [[*row, *[Target(zero, 0.0)] * (longest - len(row))] for row in targets]
 
-    def embeddings(of: Callable[[Target], Tensor]) -> Tensor:
-        return torch.stack([torch.stack([of(target) for target in row]) for row in rows]).detach()
+    def stacked(get: Callable[[Target], Tensor]) -> Tensor:
+        return torch.stack([torch.stack([get(target) for target in row]) for row in rows]).detach()
 
     has_sources = any(target.source is not None for row in rows for target in row)
     return TargetTable(
-        embeddings(lambda target: target.embedding),
+        stacked(lambda target: target.embedding),
         torch.tensor([[target.weight for target in row] for row in rows], device=device),
         torch.tensor([[target.stop for target in row] for row in rows], device=device),
-        embeddings(lambda target: zero if target.source is None else target.source)
+        stacked(lambda target: zero if target.source is None else target.source)
         if has_sources
         else None,
     )
