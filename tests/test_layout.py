@@ -39,8 +39,8 @@ LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in 
 EXCEPTIONS = {("base", "hub"), ("base", "publish")}
 
 # A net that catches everything hides our own mistakes. It is allowed where code that is not ours
-# may raise anything: the readers of damaged weights, and the cells of a user's notebook.
-MAY_CATCH_EVERYTHING = {"untrusted", "integrations.shims.run"}
+# may raise anything: the readers of damaged weights, and the scripts and notebooks of users.
+MAY_CATCH_EVERYTHING = {"untrusted", "integrations.shims.run", "integrations.shims.notebook"}
 
 LONGEST_FUNCTION = 80
 LONGEST_FILE = 400

@@ -14,12 +14,14 @@ from types import ModuleType
 from typing import Any
 
 from clipag_plugins.errors import ClipagError
+from clipag_plugins.integrations.shims import old_kornia, old_torch
 from clipag_plugins.integrations.shims.patching import Patches
 
 
 def patch(patches: Patches) -> None:
     """Apply all patches of `CHANGED_MODULES`."""
     patches.after_import({name: partial(fix, patches) for name, fix in CHANGED_MODULES.items()})
+    patches.after_import({"torch": partial(old_torch.patch, patches)})
 
 
 # For each function or class: the keywords it no longer takes, and their new names, or None for a
@@ -216,6 +218,7 @@ CHANGED_MODULES: dict[str, Callable[[Patches, ModuleType], None]] = {
     "yaml": _patch_yaml,
     "torch": _patch_torch_load,
     "torch.hub": _patch_torch_hub,
+    "kornia.augmentation": old_kornia.patch,
     "taming.models.vqgan": _patch_taming_models,
     "taming.modules.losses.vqperceptual": _patch_taming_loss,
 }

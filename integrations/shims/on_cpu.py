@@ -1,21 +1,22 @@
 """Run code that asks for "cuda" on the CPU.
 
-Almost every way to place a tensor (`.cuda()`, `.to("cuda")`, `torch.zeros(…, device=0)`, whole
-modules) goes through torch's override protocol. One TorchFunctionMode therefore maps the device in
-all of them, C functions included, under whatever name a script imported them. What bypasses the
-protocol is replaced by name: `torch.device` and `torch.Generator`, so that `device.type` is right,
-and a short list of functions that query or set the driver.
-
-Like all torch modes, this one applies only in the thread that called `install`.
+The functions and methods of torch that take a device are replaced by ones that map "cuda" to
+"cpu": the functions that create tensors, a few methods of `Tensor`, `torch.device`,
+`torch.Generator`, and what queries or sets the driver. Whole modules move by these methods. The
+replacements apply in every thread. A TorchFunctionMode would need no list, but it would make
+`has_torch_function` True for plain tensors, and code that asks for it would take another branch.
 """
 
 import re
-from functools import wraps
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial, wraps
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+import torch.jit._builtins
+import torch.utils._device
 
 from clipag_plugins.integrations.shims.patching import Patches
 
@@ -37,23 +38,96 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-class OnCpu(TorchFunctionMode):
-    """Replaces "cuda" by "cpu" in the arguments of every torch function."""
+def _map_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments with every CUDA device replaced by the CPU."""
+    return {
+        key: "cpu" if key == "device" and _is_index(value) else cuda_to_cpu(value)
+        for key, value in options.items()
+    }
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
-            return args[0]
-        if func is torch.Tensor.to and len(args) > 1 and _is_index(args[1]):
-            args = (args[0], "cpu", *args[2:])
-        if func is torch.Tensor.type and len(args) > 1 and isinstance(args[1], str):
-            args = (args[0], args[1].replace("torch.cuda.", "torch."), *args[2:])
-        options = {
-            key: "cpu" if key == "device" and _is_index(value) else cuda_to_cpu(value)
-            for key, value in (kwargs or {}).items()
-        }
-        return func(*map(cuda_to_cpu, args), **options)
+
+def _map_devices(function: Any) -> Any:
+    """Wrap a function so that it takes the CPU for every CUDA device among its arguments."""
+
+    @wraps(function)
+    def on_cpu(*arguments: Any, **options: Any) -> Any:
+        if "pin_memory" in options:
+            options["pin_memory"] = False  # pinning memory needs a driver
+        return function(*map(cuda_to_cpu, arguments), **_map_options(options))
+
+    return on_cpu
+
+
+def _creating_functions() -> Iterator[tuple[ModuleType, str]]:
+    """Yield where torch has a function with a `device`, as its module and name."""
+    # torch caches this set. It must do so before the functions are replaced, or `with
+    # torch.device(…)` would no longer know them.
+    constructors = torch.utils._device._device_constructors()
+    for module in (torch, torch.fft, torch.nested):
+        for name, value in list(vars(module).items()):
+            takes_device = name.endswith("_like") or name in ("normal", "from_file")
+            if callable(value) and (takes_device or value in constructors):
+                yield module, name
+
+
+def _cuda_method(self: Any, *_: Any, **__: Any) -> Any:
+    return self
+
+
+def _to_method(real: Any) -> Any:
+    @wraps(real)
+    def to(self: Any, *arguments: Any, **options: Any) -> Any:
+        if arguments and _is_index(arguments[0]):
+            arguments = ("cpu", *arguments[1:])
+        return real(self, *map(cuda_to_cpu, arguments), **_map_options(options))
+
+    return to
+
+
+def _type_method(real: Any) -> Any:
+    @wraps(real)
+    def type_(self: Any, dtype: Any = None, *arguments: Any, **options: Any) -> Any:
+        if isinstance(dtype, str):
+            dtype = dtype.replace("torch.cuda.", "torch.")
+        return real(self, dtype, *arguments, **options)
+
+    return type_
+
+
+_TENSOR_METHODS: dict[str, Callable[[Any], Any]] = {
+    "cuda": lambda real: wraps(real)(_cuda_method),
+    "pin_memory": lambda real: wraps(real)(_cuda_method),
+    "to": _to_method,
+    "type": _type_method,
+    **dict.fromkeys(
+        (
+            "new",
+            "new_tensor",
+            "new_empty",
+            "new_empty_strided",
+            "new_full",
+            "new_ones",
+            "new_zeros",
+        ),
+        _map_devices,
+    ),
+}
+
+
+def _patch_placement(patches: Patches) -> None:
+    """Replace the functions and methods that place tensors."""
+    scripted = torch.jit._builtins._get_builtin_table()
+    for module, name in _creating_functions():
+        real = getattr(module, name)
+        replacement = _map_devices(real)
+        patches.set(module, name, replacement)
+        # TorchScript knows its functions by their identity.
+        operator = torch.jit._builtins._find_builtin(real)
+        if operator is not None:
+            scripted[id(replacement)] = operator
+            patches.on_undo(partial(scripted.pop, id(replacement), None))
+    for name, replace in _TENSOR_METHODS.items():
+        patches.set(torch.Tensor, name, replace(getattr(torch.Tensor, name)))
 
 
 def _never_cuda(real: Any) -> type:
@@ -64,7 +138,7 @@ def _never_cuda(real: Any) -> type:
             # device("cuda", 1) must lose its index as well: the CPU has none.
             if arguments and (_is_index(arguments[0]) or arguments[0] == "cuda"):
                 return real("cpu")
-            return _call_on_cpu(real, arguments, options)
+            return real(*map(cuda_to_cpu, arguments), **_map_options(options))
 
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, real)
@@ -74,7 +148,7 @@ def _never_cuda(real: Any) -> type:
 
 def patch(patches: Patches) -> None:
     """Make this process run on the CPU what its code asks of a GPU."""
-    patches.enter(OnCpu())
+    _patch_placement(patches)
     patches.set(torch, "device", _never_cuda(torch.device))
     patches.set(torch, "Generator", _never_cuda(torch.Generator))
     patches.set(torch, "set_default_device", _map_devices(torch.set_default_device))
@@ -100,22 +174,10 @@ def patch(patches: Patches) -> None:
     }
     for name, result in results.items():
         patches.set(torch.cuda, name, lambda *_, result=result, **__: result)
+    patches.set(torch.cuda, "device", nullcontext)
     for dtype in _DTYPES:
         patches.set(torch.cuda, f"{dtype}Tensor", getattr(torch, f"{dtype}Tensor"))
     patches.report("device cpu: code that asks for cuda runs on the CPU")
-
-
-def _call_on_cpu(function: Any, arguments: Any, options: dict[str, Any]) -> Any:
-    mapped = {key: cuda_to_cpu(value) for key, value in options.items()}
-    return function(*map(cuda_to_cpu, arguments), **mapped)
-
-
-def _map_devices(function: Any) -> Any:
-    @wraps(function)
-    def on_cpu(*arguments: Any, **options: Any) -> Any:
-        return _call_on_cpu(function, arguments, options)
-
-    return on_cpu
 
 
 def _patch_default_tensor_type(patches: Patches) -> None:

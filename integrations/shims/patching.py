@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -21,23 +21,20 @@ class Patches:
     imports it. A module that no longer exists is created when the script imports it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._undo = ExitStack()
         self._reported: set[str] = set()
 
     def report(self, text: str) -> None:
         """Print one line to stderr about a patch that took effect, only the first time."""
-        if text not in self._reported:
+        if text not in self._reported and not self._quiet:
             self._reported.add(text)
             print(f"clipag: {text}.", file=sys.stderr)
 
     def on_undo(self, action: Callable[[], object]) -> None:
         """Register a function for `undo` to call."""
         self._undo.callback(action)
-
-    def enter(self, context: AbstractContextManager[Any]) -> None:
-        """Enter a context, which `undo` exits."""
-        self._undo.enter_context(context)
 
     def undo(self) -> None:
         """Revert every patch."""
@@ -68,9 +65,11 @@ class Patches:
                     self.report(f"{module.__name__}.{name} was removed: using our replacement")
                     return value
                 source, _, attribute = value.partition(":")
-                self.report(
-                    f"{module.__name__}.{name} was removed: using {source}.{attribute}".rstrip(".")
-                )
+                if source == f"{module.__name__}.{name}":
+                    self.report(f"{source} is no longer imported with its package: importing it")
+                else:
+                    replacement = f"{source}.{attribute}".rstrip(".")
+                    self.report(f"{module.__name__}.{name} was removed: using {replacement}")
                 source_module = import_module(source)
                 return getattr(source_module, attribute) if attribute else source_module
             if fallback is not None:
@@ -96,15 +95,16 @@ class Patches:
         self.on_undo(lambda: sys.modules.update(replaced))
         self._add_finder(0, _CreatingFinder(in_package, make))
 
-    def provide_module(self, name: str, fill: ModulePatch, text: str) -> None:
-        """If no module `name` exists when a script imports it, create it and report `text`.
+    def provide_module(self, name: str, fill: ModulePatch, text: str | None) -> None:
+        """If no module `name` exists when a script imports it, create it and report `text`, if any.
 
         `fill` puts the contents into the new module.
         """
 
         def make(module: ModuleType) -> ModuleType:
             fill(module)
-            self.report(text)
+            if text is not None:
+                self.report(text)
             return module
 
         finder = _CreatingFinder(lambda fullname: fullname == name, make)
@@ -161,8 +161,11 @@ class _PatchingFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in self._module_patches:
             return None
-        for finder in sys.meta_path:
-            if not isinstance(finder, _PatchingFinder | _CreatingFinder):
+        # Several tables may patch one module, so the finders behind this one include others of its
+        # kind.
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        for finder in behind:
+            if not isinstance(finder, _CreatingFinder):
                 spec = finder.find_spec(fullname, path, target)
                 if spec is not None and spec.loader is not None:
                     self._patch_after_execution(spec.loader, self._module_patches[fullname])

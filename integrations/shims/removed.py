@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module, metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,16 +79,25 @@ def _pkg_resources(module: ModuleType) -> None:
     def get_distribution(name: str) -> metadata.Distribution:
         return metadata.distribution(name)
 
-    def resource_filename(package: str, resource: str) -> str:
-        from importlib.resources import files
-
-        return str(files(package).joinpath(resource))
+    def find(package: Any, resource: str) -> Any:
+        # Scripts name a package, or one of its modules by their __name__.
+        name = package if isinstance(package, str) else package.__name__
+        source = import_module(name)
+        folder = getattr(source, "__path__", None) or [Path(source.__file__ or ".").parent]
+        return Path(next(iter(folder)), resource)
 
     vars(module).update(
         packaging=packaging,
         parse_version=packaging.version.parse,
         get_distribution=get_distribution,
-        resource_filename=resource_filename,
+        resource_filename=lambda package, resource: str(find(package, resource)),
+        resource_string=lambda package, resource: find(package, resource).read_bytes(),
+        resource_stream=lambda package, resource: find(package, resource).open("rb"),
+        resource_exists=lambda package, resource: find(package, resource).exists(),
+        resource_isdir=lambda package, resource: find(package, resource).is_dir(),
+        resource_listdir=lambda package, folder: [
+            path.name for path in find(package, folder).iterdir()
+        ],
         DistributionNotFound=metadata.PackageNotFoundError,
     )
 
@@ -146,6 +156,34 @@ def _getargspec(function: Callable[..., Any]) -> tuple[Any, ...]:
     return tuple(inspect.getfullargspec(function))[:4]
 
 
+def _top_k_top_p_filtering(
+    logits: Any,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    filter_value: float = -float("inf"),
+    min_tokens_to_keep: int = 1,
+) -> Any:
+    """Filter a distribution (B, tokens) to its likeliest tokens, as transformers did until 4.39."""
+    import torch
+
+    if top_k > 0:
+        top_k = min(max(top_k, min_tokens_to_keep), logits.size(-1))
+        logits = logits.masked_fill(logits < logits.topk(top_k)[0][..., -1:], filter_value)
+    if top_p < 1.0:
+        descending, order = torch.sort(logits, descending=True)
+        # A token stays as long as the likelier ones do not reach top_p, and so do the first few.
+        probabilities = descending.softmax(dim=-1)
+        unlikely = probabilities.cumsum(dim=-1) - probabilities > top_p
+        unlikely[..., :min_tokens_to_keep] = False
+        logits = logits.masked_fill(unlikely.scatter(-1, order, unlikely), filter_value)
+    return logits
+
+
+def _timm_modules() -> dict[str, str]:
+    names = ("registry", "layers", "helpers", "hub", "features", "factory")
+    return {name: f"timm.models.{name}:" for name in names}
+
+
 _KORNIA = {
     "kornia.color": "rgb_to_hsv hsv_to_rgb rgb_to_lab lab_to_rgb rgb_to_ycbcr ycbcr_to_rgb "
     "rgb_to_grayscale rgb_to_hls hls_to_rgb rgb_to_luv luv_to_rgb rgb_to_xyz xyz_to_rgb "
@@ -197,7 +235,11 @@ REMOVED_NAMES: dict[str, dict[str, Any]] = {
     "transformers": {
         "AdamW": "torch.optim:AdamW",
         "CLIPFeatureExtractor": "transformers:CLIPImageProcessor",
+        "top_k_top_p_filtering": _top_k_top_p_filtering,
     },
+    "torch.nn.functional": {"_pad": "torch.nn.functional:pad"},
+    # These exist, but a plain `import timm` no longer imports them.
+    "timm.models": _timm_modules(),
     "torchvision.transforms": {
         "Scale": "torchvision.transforms:Resize",
         "RandomSizedCrop": "torchvision.transforms:RandomResizedCrop",
