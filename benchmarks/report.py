@@ -218,9 +218,10 @@ def _one_try(figures: Figures, suffix: str, digits: int) -> Cells:
 @table("python -m benchmarks.canvases", "canvases")
 def canvases(figures: Figures) -> Cells:
     """What `generate --canvas` draws on."""
-    yield "model", *CANVASES
+    names = [row["canvas"] for row in figures["rows"] if row["model"] == VANILLA]
+    yield "model", *names
     for model in BOTH:
-        entries = [select(figures, model=model, canvas=canvas) for canvas in CANVASES]
+        entries = [select(figures, model=model, canvas=name) for name in names]
         yield f"`{model}`", *(r_precision(entry) for entry in entries)
 
 
