@@ -13,12 +13,11 @@ import torch
 
 from clipag_plugins import precision
 from clipag_plugins.evaluation.report import Report
-from clipag_plugins.files import write_beside, write_json
+from clipag_plugins.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "figures"
-SHARES = ("R-Prec", "top 5")  # columns that are shown in per cent
 
 
 def made() -> dict[str, str]:
@@ -70,35 +69,19 @@ def add_origin(name: str) -> None:
 
 
 def keep_report(name: str, report: Report) -> None:
-    """Print a report, and keep it as {name}.json and as the table {name}.md."""
+    """Print a report, and keep it as {name}.json."""
     print(report.table())
     write_json(RESULTS / f"{name}.json", {"made": made(), **asdict(report)})
-    _write_text(RESULTS / f"{name}.md", report.table())
 
 
 def keep_table(
     name: str, settings: Mapping[str, object], rows: Sequence[Mapping[str, object]]
 ) -> None:
-    """Keep the rows of a table as {name}.json, and as the table {name}.md.
+    """Keep the rows of a table as {name}.json; `python -m benchmarks.report` shows it.
 
     Args:
-        name: of the files.
+        name: of the file.
         settings: what all rows have in common.
         rows: the values of each row under the titles of the columns, which are the same in all.
     """
     write_json(RESULTS / f"{name}.json", {"made": made(), **settings, "rows": rows})
-
-    def cell(column: str, value: object) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        return f"{value:.0%}" if column in SHARES else f"{value:.3f}"
-
-    lines = [f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
-    for row in rows:
-        lines.append(f"| {' | '.join(cell(*pair) for pair in row.items())} |")
-    _write_text(RESULTS / f"{name}.md", "\n".join(lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with write_beside(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
