@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INPUT_RESOLUTION = 224
+is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
 def resample(image: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -32,7 +33,7 @@ def is_traced() -> bool:
 
     What is recorded must not depend on the values in the example input.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return is_jit_tracing() or torch.compiler.is_compiling()
 
 
 def _part(tower: nn.Module, name: str) -> Any:
@@ -92,7 +93,7 @@ class ImageTower(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""
         # A trace that calls Python cannot be saved.
-        if image.requires_grad and not torch.jit.is_tracing():
+        if image.requires_grad and not is_jit_tracing():
             image = _GradientInInputLayout.apply(image)
         embedding: Tensor = self.tower(resample(image, self.native_size))
         return embedding
