@@ -1,22 +1,18 @@
 """Build models from state dicts and open_clip configs; check every tensor first."""
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
+from .checkpoint import activation, clean, infer_config, open_clip_names
 from .errors import ClipagError
 from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
 from .vit import CLIP, Shape
 
-# Numbers that OpenAI's files hold beside the weights.
-OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
-# Heads are 64 wide, except in open_clip's H, g and bigG. No other model has their widths.
-HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 # `vit.CLIP` covers these settings. A config with any other is built by open_clip.
 PLAIN = {
     "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
@@ -46,8 +42,8 @@ def from_state(
         ClipagError: the state dict is not a CLIP's, or a tensor has the wrong shape or holds
             values that are not finite.
     """
-    hint = _activation(state)
-    state = clean(state)
+    hint = activation(state)
+    state = open_clip_names(clean(state, what))
     config = infer_config(state, what)
     if hint is None and quick_gelu is None:
         warnings.warn(
@@ -59,99 +55,6 @@ def from_state(
     if quick_gelu if hint is None else hint:
         config["quick_gelu"] = True
     return from_config(config, state, what, name)
-
-
-def clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove entries that are not weights, and the prefix that data-parallel training adds."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if "logit_scale" in state and state["logit_scale"].numel() == 1:
-        state["logit_scale"] = state["logit_scale"].reshape(())
-    return {
-        key: value
-        for key, value in state.items()
-        if key not in OPENAI_EXTRAS and not key.endswith("attn_mask")
-    }
-
-
-def _activation(state: Mapping[str, Tensor]) -> bool | None:
-    """Return whether a state dict needs QuickGELU, or None if nothing in it tells.
-
-    State dicts of this package record it in their metadata. OpenAI's files hold three numbers
-    beside the weights, or mix half and full precision. Otherwise the order of the names tells:
-    OpenAI's blocks define attention before the first norm, open_clip's after it. Sorted names, as
-    in `.safetensors` files, do not tell: they can be recognised by a bias before its weight.
-    """
-    metadata = getattr(state, "_metadata", None)
-    of_model = metadata.get("") if isinstance(metadata, dict) else None
-    if isinstance(of_model, dict) and "quick_gelu" in of_model:
-        return bool(of_model["quick_gelu"])
-    floats = {value.dtype for value in state.values() if value.is_floating_point()}
-    if all(key in state for key in OPENAI_EXTRAS) or floats == {torch.half, torch.float}:
-        return True
-    block = "transformer.resblocks.0."
-    parts = [key.rpartition(block)[2] for key in state if block in key]
-    if parts[:2] == ["attn.in_proj_weight", "attn.in_proj_bias"]:
-        return True
-    return False if parts[:2] == ["ln_1.weight", "ln_1.bias"] else None
-
-
-def infer_config(state: Mapping[str, Tensor], what: str) -> dict[str, Any]:
-    """Infer the architecture from the tensors' shapes; return it as an open_clip `model_cfg`.
-
-    Raises:
-        ClipagError: a tensor is missing that every CLIP has, or has a wrong number of dimensions.
-    """
-
-    def shape(key: str, dimensions: int) -> tuple[int, ...]:
-        if key not in state:
-            raise ClipagError(f"{what} has another architecture than CLIP: it has no {key!r}.")
-        if state[key].ndim != dimensions or 0 in state[key].shape:
-            raise ClipagError(
-                f"{what} has another architecture than CLIP: {key} is {tuple(state[key].shape)}."
-            )
-        return tuple(state[key].shape)
-
-    text_width, embed_dim = shape("text_projection", 2)
-    context_length, _ = shape("positional_embedding", 2)
-    vocab_size, _ = shape("token_embedding.weight", 2)
-    text: dict[str, Any] = {
-        "context_length": context_length,
-        "vocab_size": vocab_size,
-        "width": text_width,
-        "heads": max(1, text_width // 64),
-        "layers": _count(state, r"transformer\.resblocks\.(\d+)\."),
-    }
-    if "visual.layer1.0.conv1.weight" in state:
-        stem = shape("visual.conv1.weight", 4)[0]
-        positions, _ = shape("visual.attnpool.positional_embedding", 2)
-        vision: dict[str, Any] = {
-            "image_size": 32 * round((positions - 1) ** 0.5),
-            "layers": [_count(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)],
-            "width": 2 * stem,
-        }
-    else:
-        width, _, patch, _ = shape("visual.conv1.weight", 4)
-        positions, _ = shape("visual.positional_embedding", 2)
-        mlp_width, _ = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
-        vision = {
-            "image_size": patch * round((positions - 1) ** 0.5),
-            "layers": _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-            "width": width,
-            "patch_size": patch,
-        }
-        if width in HEAD_WIDTHS:
-            vision["head_width"] = HEAD_WIDTHS[width]
-        if mlp_width != 4 * width:
-            # open_clip truncates width * mlp_ratio; + 0.5 survives the round trip.
-            vision["mlp_ratio"] = (mlp_width + 0.5) / width
-        text_mlp, _ = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)
-        if text_mlp != 4 * text_width:
-            text["mlp_ratio"] = (text_mlp + 0.5) / text_width
-    return {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    return len({match[1] for match in map(re.compile(pattern).match, names) if match})
 
 
 def from_config(
@@ -297,6 +200,13 @@ class OpenClip(TwoTowers):
         embedding: Tensor = self.text.encode_text(text)  # type: ignore[operator]
         return embedding
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the weights, and record the activation in the metadata."""
+        state = super().state_dict(*args, **kwargs)
+        activation = bool(self.config.get("quick_gelu"))
+        state._metadata[kwargs.get("prefix", "")[:-1]]["quick_gelu"] = activation
+        return state
+
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict under open_clip's names."""
         visual = self.visual.tower.state_dict(prefix="visual.")
@@ -346,10 +256,21 @@ def check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
     Raises:
         ClipagError: names or shapes differ, or a value is not finite.
     """
-    if differing := sorted(expected.keys() ^ state.keys()):
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing and extra:
         raise ClipagError(
-            f"{what} has another architecture: {len(differing)} tensor names differ, for "
-            f"instance {differing[0]!r}."
+            f"{what} has another architecture: {len(missing) + len(extra)} tensor names differ, "
+            f"for instance {missing[0]!r} and {extra[0]!r}."
+        )
+    if missing:
+        raise ClipagError(
+            f"{what} is incomplete: {len(missing)} tensors of its architecture are missing, for "
+            f"instance {missing[0]!r}."
+        )
+    if extra:
+        raise ClipagError(
+            f"{what} holds {len(extra)} tensors that its architecture has not, for instance "
+            f"{extra[0]!r}: remove them."
         )
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:

@@ -1,10 +1,12 @@
 """Load the models inside the package, and check their files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import architecture, download, mini, untrusted
 from .base import ClipagModel
@@ -49,6 +51,17 @@ def checked_path(entry: dict[str, str]) -> Path:
     if digest != entry["sha256"]:
         raise ClipagError(f"{path} is damaged (sha256 {digest[:12]}…): reinstall clipag-plugins.")
     return path
+
+
+def config_for(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the `model_cfg` of an embedded model whose weights are `state`, if they fit one.
+
+    Models may have a memory of any length, or none.
+    """
+    config: dict[str, Any] = read_config()["model_cfg"]
+    keys = state.get("text.memory.keys")
+    entries = 0 if keys is None or keys.ndim == 0 else keys.shape[0]
+    return {**config, "text_cfg": {**config["text_cfg"], "memory": entries}}
 
 
 def read_config() -> dict[str, Any]:

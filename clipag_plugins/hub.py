@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import architecture, download, embedded, mini, untrusted
+from . import architecture, checkpoint, download, embedded, mini, untrusted
 from .base import ClipagModel, transform
 from .defaults import MODEL
 from .errors import ClipagError
@@ -99,7 +99,24 @@ def build_model(state_dict: Mapping[str, Tensor]) -> ClipagModel:
     Raises:
         ClipagError: the state dict is not a CLIP's.
     """
-    return architecture.from_state(state_dict, "state dict", quick_gelu=True).eval()
+    return model_from_state(state_dict, "state dict", quick_gelu=True).eval()
+
+
+def model_from_state(
+    state: Mapping[str, Tensor], what: str, name: str = "CLIP", quick_gelu: bool | None = None
+) -> ClipagModel:
+    """Build a model from any state dict, that of an embedded model included, on the CPU.
+
+    Args:
+        state, what, name, quick_gelu: as for `architecture.from_state`.
+
+    Raises:
+        ClipagError: the state dict is not a CLIP's.
+    """
+    weights = checkpoint.clean(state, what)
+    if not checkpoint.is_embedded_model(weights):
+        return architecture.from_state(state, what, name, quick_gelu)
+    return _embedded_model(embedded.config_for(weights), weights, what, name)
 
 
 def _load(name: str | os.PathLike[str], download_root: str | Path | None) -> ClipagModel:
@@ -113,7 +130,7 @@ def _load(name: str | os.PathLike[str], download_root: str | Path | None) -> Cli
     if path.is_file() and _has_config_beside(path):
         return from_pretrained(str(path.parent))
     if path.is_file():
-        return architecture.from_state(untrusted.read(path), str(path), path.name)
+        return model_from_state(untrusted.read(path), str(path), path.name)
     if f"vanilla:{text}" in MODELS:
         robust = [key for key in MODELS if not key.startswith(("vanilla", "clip-"))]
         raise ClipagError(
@@ -170,9 +187,9 @@ def _load_named(name: str, source: Source, root: str | Path | None) -> ClipagMod
         model.name = name
         return model
     path = pull(name, root)
-    state = architecture.clean(untrusted.read(path))
+    state = checkpoint.clean(untrusted.read(path), str(path))
     # The authors trained OpenCLIP's ViT-B-32. Its activation is GELU, so no config says QuickGELU.
-    config = architecture.infer_config(state, str(path))
+    config = checkpoint.infer_config(state, str(path))
     return architecture.from_config(config, state, str(path), name)
 
 
@@ -193,19 +210,29 @@ def from_pretrained(
     """
     config_path, weights_path = _repository(repo_or_dir, revision, cache_dir, token)
     config = _read_config(config_path)
-    state = architecture.clean(untrusted.read(weights_path))
+    state = checkpoint.clean(untrusted.read(weights_path), str(weights_path))
     what = str(weights_path)
     if config_path.name == OPEN_CLIP_CONFIG:
         architecture.check_preprocessing(config.get("preprocess_cfg") or {}, repo_or_dir)
         name = str(config.get("name", repo_or_dir))
         return architecture.from_config(config["model_cfg"], state, what, name)
-    shape, name = config["model_cfg"], str(config.get("name"))
-    check_config(shape, what)
+    return _embedded_model(config["model_cfg"], state, what, str(config.get("name")))
+
+
+def _embedded_model(
+    config: dict[str, Any], state: Mapping[str, Tensor], what: str, name: str
+) -> ClipagModel:
+    """Build an embedded model from its `model_cfg` and its weights.
+
+    Raises:
+        ClipagError: the config is impossible, or the weights do not fit it.
+    """
+    check_config(config, what)
     # Compare shapes before memory is allocated: a hostile config may ask for more than there is.
     with torch.device("meta"):
-        shapes = mini.build_model(shape, name).state_dict()
+        shapes = mini.build_model(config, name).state_dict()
     architecture.check_tensors(shapes, state, what)
-    model = mini.build_model(shape, name)
+    model = mini.build_model(config, name)
     architecture.load_weights(model, state, what)
     model.visual.tower.to(memory_format=torch.channels_last)
     return model

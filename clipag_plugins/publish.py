@@ -2,15 +2,25 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from . import architecture, download, untrusted
+from . import architecture, checkpoint, download, untrusted
 from .base import CLIP_MEAN, CLIP_STD, ClipagModel
+from .errors import ClipagError
 from .files import write_beside
-from .hub import MINI_CONFIG, MINI_WEIGHTS, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from .hub import (
+    MINI_CONFIG,
+    MINI_WEIGHTS,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    load_model,
+    model_from_state,
+)
 from .mini import MiniClip
 from .vit import CLIP
 
@@ -25,7 +35,7 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu().contiguous() for key, value in model.weights().items()}
-    shape = model.config or architecture.infer_config(weights, model.name)
+    shape = model.config or checkpoint.infer_config(weights, model.name)
     if isinstance(model, CLIP) and model.quick_gelu:
         shape = {**shape, "quick_gelu": True}
     config: dict[str, Any] = {"name": model.name, "model_cfg": shape}
@@ -114,15 +124,42 @@ def push_to_hub(
     return str(commit)
 
 
-def convert(path: Path, out: Path) -> ClipagModel:
+def convert(path: Path, out: Path, text_from: str | None = None) -> ClipagModel:
     """Convert a CLIP's checkpoint to `.safetensors` and return the model in it.
 
+    Args:
+        path: the checkpoint.
+        out: the file to write.
+        text_from: for a checkpoint that holds an image tower alone, the model that it was
+            fine-tuned from, by any name that `load_model` takes: its text tower is added.
+
     Raises:
-        ClipagError: the file is not a CLIP's checkpoint.
+        ClipagError: the file is not a CLIP's checkpoint, or its image tower is not one of the
+            model `text_from`.
     """
-    model = architecture.from_state(untrusted.read(path), str(path), path.name)
-    weights = {key: value.detach().contiguous() for key, value in model.weights().items()}
+    state = untrusted.read(path)
+    if text_from is None:
+        model = model_from_state(state, str(path), path.name)
+    else:
+        model = _with_text_tower(state, str(path), text_from)
+    # A clone: parts of a model may share memory, which the format does not allow.
+    weights = {key: value.detach().clone().contiguous() for key, value in model.weights().items()}
     activation = "true" if model.config.get("quick_gelu") else "false"
     with write_beside(out) as temporary:
         save_file(weights, temporary, {"format": "pt", "quick_gelu": activation})
+    return model
+
+
+def _with_text_tower(state: Mapping[str, Tensor], what: str, text_from: str) -> ClipagModel:
+    """Return the model `text_from` with another image tower.
+
+    Raises:
+        ClipagError: the state dict holds more than an image tower, or another one.
+    """
+    tower = checkpoint.bare_tower(checkpoint.clean(state, what))
+    if tower is None:
+        raise ClipagError(f"{what} is not an image tower alone: leave `text_from` out.")
+    model = load_model(text_from)
+    module = getattr(model.visual, "tower", model.visual)
+    architecture.load_weights(module, tower, what)
     return model

@@ -1,6 +1,7 @@
 """Read state dicts from untrusted files without running any code that they contain."""
 
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -20,9 +21,15 @@ from .errors import ClipagError
 # A TorchScript archive compresses its code, not its tensors: bytes that the code may unpack to.
 LARGEST_CODE = 64 * 2**20
 MOST_NESTED = 50  # modules inside one another
-# Lightning's checkpoints hold objects of these packages (callbacks, options, scores) beside the
-# weights. None of the packages is imported or called.
-TRAINERS = ("argparse", "lightning", "main", "numpy", "omegaconf", "pytorch_lightning", "taming")
+# Names under which training code keeps the weights, the most usual first.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "clip")
+MOST_CONTAINERS = 5  # inside one another
+# Checkpoints hold objects of these packages (options, paths, callbacks, scores) beside the weights.
+# None of the packages is imported or called.
+TRAINERS = (
+    "addict", "argparse", "easydict", "lightning", "main", "ml_collections", "numpy", "omegaconf",
+    "pathlib", "pytorch_lightning", "taming", "yacs",
+)  # fmt: skip
 # What pickle, zipfile, torch and safetensors raise on damaged or hostile bytes.
 READER_ERRORS = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, SafetensorError,
@@ -35,6 +42,8 @@ BOMB = "would unpack to many times its size: it is no checkpoint."
 def read(path: Path) -> Mapping[str, Tensor]:
     """Read a `.safetensors` file, a torch state dict or a TorchScript archive.
 
+    A state dict may be inside dicts, as in the checkpoints of training code.
+
     Returns:
         The state dict, with torch's `_metadata` if the file has it. `.safetensors` files of this
         package record there whether they need QuickGELU.
@@ -45,23 +54,44 @@ def read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ClipagError(f"There is no file {path}: check the path.")
     if path.suffix == ".safetensors":
-        state: Any = _read_safetensors(path)
+        content: Any = _read_safetensors(path)
     elif _is_torchscript(path):
-        state = _read_torchscript(path)
+        content = _read_torchscript(path)
     else:
-        state = _read_torch(path)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(k, str) and _is_dense(v) for k, v in state.items())
-    ):
+        content = _read_torch(path)
+    state = _state_dict_in(content, MOST_CONTAINERS, set())
+    if state is None:
         raise ClipagError(f"{path} holds something other than a state dict of tensors.")
     # With strides of 0, a tensor of any shape needs the memory of a single number.
     if sum(v.numel() * v.element_size() for v in state.values()) > 2 * path.stat().st_size + 2**20:
         raise ClipagError(f"{path} {BOMB}")
     return state
+
+
+def _state_dict_in(value: Any, containers: int, visited: set[int]) -> Mapping[str, Tensor] | None:
+    """Return the state dict inside nested dicts; None if there is none, or no obvious one.
+
+    Args:
+        value: what a checkpoint holds.
+        containers: how many dicts may be around the state dict.
+        visited: dicts that were searched: a hostile file's may contain each other.
+    """
+    if not isinstance(value, Mapping) or not value or id(value) in visited:
+        return None
+    visited.add(id(value))
+    if not all(isinstance(key, str) for key in value):  # an optimizer's, by number
+        return None
+    if all(_is_dense(tensor) for tensor in value.values()):
+        return value
+    if containers == 0:
+        return None
+    for name in CONTAINERS:
+        state = _state_dict_in(value.get(name), containers - 1, visited)
+        if state is not None:
+            return state
+    states = [_state_dict_in(inner, containers - 1, visited) for inner in value.values()]
+    candidates = [state for state in states if state is not None]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 @contextmanager
@@ -99,14 +129,27 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    """Read a file of torch.save; objects that a training framework added become empty."""
+    """Read a file of torch.save; objects that a training framework added become empty.
+
+    Raises:
+        ClipagError: it cannot be read, or holds other objects.
+    """
     with _reading(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
+        except pickle.UnpicklingError as error:
             serialization: Any = torch.serialization
-            names = serialization.get_unsafe_globals_in_checkpoint(path)
-            if not names or any(name.split(".")[0] not in TRAINERS for name in names):
+            refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+            names = [] if refused is None else [refused[1]]
+            if zipfile.is_zipfile(path):
+                names = sorted(serialization.get_unsafe_globals_in_checkpoint(path))
+            foreign = [name for name in names if name.split(".")[0] not in TRAINERS]
+            if foreign:
+                raise ClipagError(
+                    f"{path} holds Python objects ({foreign[0]}), which could run code: save the "
+                    "tensors alone, as torch.save(model.state_dict(), …) does."
+                ) from error
+            if not names:
                 raise
             with serialization.safe_globals([(empty_class(name), name) for name in names]):
                 return torch.load(path, map_location="cpu", weights_only=True)

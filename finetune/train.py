@@ -151,11 +151,13 @@ def build(config: Config) -> ClipagModel:
 
     torch.manual_seed(config.seed)  # for towers that start untrained
     if config.model in open_clip.list_models():
-        from clipag_plugins import architecture
+        from clipag_plugins import architecture, checkpoint
 
         state = open_clip.create_model(config.model).state_dict()
         shape = open_clip.get_model_config(config.model)
-        model = architecture.from_config(shape, architecture.clean(state), config.model, "")
+        model = architecture.from_config(
+            shape, checkpoint.clean(state, config.model), config.model, ""
+        )
     else:
         model = load_model(config.model)
     if config.vision:

@@ -23,6 +23,7 @@ CONVERT_EXAMPLES = """\
 examples:
   clipag convert CLIPAG_ViTB32.pt          writes CLIPAG_ViTB32.safetensors
   clipag convert ViT-B-32.pt --out openai.safetensors     also reads OpenAI's TorchScript files
+  clipag convert tower.pt --text-from vanilla:ViT-L/14    adds the text tower to an image tower
 """
 
 
@@ -44,6 +45,11 @@ def add(commands: Commands) -> None:
         type=Path,
         metavar="FILE.safetensors",
         help="where to write (default: FILE.safetensors)",
+    )
+    convert.add_argument(
+        "--text-from",
+        metavar="MODEL",
+        help="for an image tower alone: the model it comes from, whose text tower is added",
     )
 
 
@@ -94,6 +100,6 @@ def _convert(options: argparse.Namespace) -> int:
 
     from .. import publish
 
-    publish.convert(options.file, out)
+    publish.convert(options.file, out, options.text_from)
     print(out)
     return 0
