@@ -517,6 +517,23 @@ def chaos(figures: Figures) -> Cells:
     )
 
 
+@table("python -m benchmarks.one_trainer", "one_trainer")
+def one_trainer(figures: Figures) -> Cells:
+    """Loss of the trainer that made the embedded towers, and of the common one."""
+    updates, window = figures["updates"], figures["window"]
+    yield "", *(f"updates {i + 1} to {i + window}" for i in range(0, updates, window))
+    former = figures["former"]
+    same = former["on the batches of the current trainer, seed 0"]
+    for kind in BOTH:
+        for label, curves in (
+            ("former", former[kind]),
+            ("former, on the current batches of seed 0", [same[kind]] if kind in same else []),
+            ("current", figures["current"][kind]),
+        ):
+            for curve in curves:
+                yield f"`{kind}`, {label}", *(f"{value:.2f}" for value in curve)
+
+
 @table("python -m benchmarks.ablation", "ablation")
 def ablation(figures: Figures) -> Cells:
     """Towers and threat models in small."""
