@@ -11,6 +11,7 @@ from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
 from .checkpoint import activation, clean, infer_config, open_clip_names
 from .errors import ClipagError
 from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
+from .transformer import initialize_text_parameters
 from .vit import CLIP, Shape
 
 # `vit.CLIP` covers these settings. A config with any other is built by open_clip.
@@ -154,6 +155,8 @@ def _build_with_open_clip(config: Mapping[str, Any], what: str) -> nn.Module:
     """
     import open_clip
 
+    from .resnet import use_openais_names
+
     settings = {key: value for key, value in config.items() if key != "custom_text"}
     settings["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
     kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
@@ -164,6 +167,7 @@ def _build_with_open_clip(config: Mapping[str, Any], what: str) -> nn.Module:
         raise ClipagError(
             f"The architecture of {what} is not one that open_clip knows: {reason}."
         ) from error
+    use_openais_names(model)
     return model
 
 
@@ -199,6 +203,12 @@ class OpenClip(TwoTowers):
         """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
         embedding: Tensor = self.text.encode_text(text)  # type: ignore[operator]
         return embedding
+
+    def initialize_parameters(self) -> None:
+        """Draw the text tower's and a ResNet's weights anew, as OpenAI's constructor does."""
+        initialize_text_parameters(self)
+        if hasattr(self.visual.tower, "init_parameters"):
+            self.visual.tower.init_parameters()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the weights, and record the activation in the metadata."""
@@ -264,13 +274,13 @@ def check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
         )
     if missing:
         raise ClipagError(
-            f"{what} is incomplete: {len(missing)} tensors of its architecture are missing, for "
-            f"instance {missing[0]!r}."
+            f"{what} is incomplete or of another architecture: {len(missing)} tensors are missing, "
+            f"for instance {missing[0]!r}."
         )
     if extra:
         raise ClipagError(
-            f"{what} holds {len(extra)} tensors that its architecture has not, for instance "
-            f"{extra[0]!r}: remove them."
+            f"{what} holds more than a model, or another architecture: {len(extra)} tensors have "
+            f"no place in it, for instance {extra[0]!r}."
         )
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:

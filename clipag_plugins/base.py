@@ -168,6 +168,12 @@ class ClipagModel(nn.Module, ABC):
         logits = self.logit_scale.exp() * z_image @ z_text.t()
         return logits, logits.t()
 
+    def build_attention_mask(self) -> Tensor:
+        """Return a (context_length, context_length) mask: no position attends to a later one."""
+        # On the CPU even if the model is built on the meta device: no state dict holds the mask.
+        shape = (self.context_length, self.context_length)
+        return torch.full(shape, float("-inf"), device="cpu").triu_(1)
+
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict under the names that `save_pretrained` writes."""
         return self.state_dict()
@@ -291,12 +297,13 @@ def transform(side: int) -> Callable[[Any], Tensor]:
         [
             transforms.Resize(side, interpolation=transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(side),
-            _convert_to_rgb,
+            convert_to_rgb,
             transforms.ToTensor(),
             transforms.Normalize(CLIP_MEAN, CLIP_STD),
         ]
     )
 
 
-def _convert_to_rgb(image: Any) -> Any:
+def convert_to_rgb(image: Any) -> Any:
+    """Return a PIL image in RGB."""
     return image.convert("RGB")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ClipagError
+from .errors import ClipagError, UnknownModelError
 from .files import write_beside
 
 ZENODO = "https://zenodo.org"
@@ -51,7 +51,7 @@ def hub_errors(repo: str, remedy: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ClipagError(f"{repo} has no such revision: see its history on the Hub.") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise ClipagError(
+        raise UnknownModelError(
             f"There is no repository {repo!r} on the Hub, or it is private: check the name, or "
             "set HF_TOKEN."
         ) from error

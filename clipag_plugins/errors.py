@@ -17,6 +17,10 @@ class ClipagError(Exception):
     """
 
 
+class UnknownModelError(ClipagError, RuntimeError):
+    """There is no such model. OpenAI's `clip.load` raises a RuntimeError, which scripts catch."""
+
+
 def library(module: str, extra: str) -> Any:
     """Import a module that `pip install 'clipag-plugins[extra]'` installs.
 

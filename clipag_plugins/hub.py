@@ -14,7 +14,7 @@ from torch import Tensor
 from . import architecture, checkpoint, download, embedded, mini, untrusted
 from .base import ClipagModel, transform
 from .defaults import MODEL
-from .errors import ClipagError
+from .errors import ClipagError, UnknownModelError
 from .model_config import check_config
 from .registry import MODELS, Source
 from .vit import convert_weights
@@ -53,7 +53,8 @@ def load(
         The model in eval mode, and the transform from a PIL image to its input.
 
     Raises:
-        ClipagError: the name is unknown, or the file is not a CLIP's.
+        UnknownModelError: there is no such model; it is a ClipagError and a RuntimeError.
+        ClipagError: the file is not a CLIP's, or the weights cannot be fetched.
     """
     if jit:
         warnings.warn("jit=True is ignored: the model is a plain torch module.", stacklevel=2)
@@ -85,7 +86,8 @@ def load_model(
         download_root: folder for downloads instead of the usual caches.
 
     Raises:
-        ClipagError: the name is unknown, or the file is not a CLIP's.
+        UnknownModelError: there is no such model; it is a ClipagError and a RuntimeError.
+        ClipagError: the file is not a CLIP's, or the weights cannot be fetched.
     """
     return _load(name, download_root).to(device).eval().requires_grad_(False)
 
@@ -133,15 +135,22 @@ def _load(name: str | os.PathLike[str], download_root: str | Path | None) -> Cli
         return model_from_state(untrusted.read(path), str(path), path.name)
     if f"vanilla:{text}" in MODELS:
         robust = [key for key in MODELS if not key.startswith(("vanilla", "clip-"))]
-        raise ClipagError(
+        raise UnknownModelError(
             f"There is no CLIPAG of {text}: choose 'vanilla:{text}', which is OpenAI's model, or "
             f"one of the robust models {', '.join(robust)}."
         )
-    if path.is_dir() or (re.fullmatch(REPOSITORY, text) and path.suffix not in FILES):
+    if path.is_dir() or (_may_be_repository(text) and path.suffix not in FILES):
         return from_pretrained(text, cache_dir=download_root)
-    raise ClipagError(
+    raise UnknownModelError(
         f"There is no model or weights file called {text!r}: choose one of {', '.join(MODELS)}."
     )
+
+
+def _may_be_repository(name: str) -> bool:
+    """Return whether to ask the Hub for "owner/name". A mistyped "ViT-B/23" is no repository."""
+    owner = name.partition("/")[0]
+    of_models = any(m.removeprefix("vanilla:").startswith(f"{owner}/") for m in MODELS)
+    return re.fullmatch(REPOSITORY, name) is not None and not of_models
 
 
 def _has_config_beside(path: Path) -> bool:
@@ -160,8 +169,10 @@ def pull(name: str, download_root: str | Path | None = None) -> Path:
     """
     source = MODELS.get(name)
     if source is None:
-        if not re.fullmatch(REPOSITORY, name):
-            raise ClipagError(f"There is no model {name!r}: choose one of {', '.join(MODELS)}.")
+        if not _may_be_repository(name):
+            raise UnknownModelError(
+                f"There is no model {name!r}: choose one of {', '.join(MODELS)}."
+            )
         return _repository(name, None, download_root, None)[1]
     if source.place == "embedded":
         return embedded.checked_path(embedded.read_config()["models"][name]["image"])
@@ -246,35 +257,39 @@ def _repository(
 ) -> tuple[Path, Path]:
     """Return the config and the weights file of a folder or a Hub repository."""
     folder = Path(repo_or_dir).expanduser()
-    fetch: Callable[[str], Path | None]
-    if folder.is_dir():
-        if revision is not None:
-            raise ClipagError(
-                f"{folder} is a folder, which has no revision {revision!r}: leave `revision` out."
-            )
+    if folder.is_dir() and revision is not None:
+        raise ClipagError(
+            f"{folder} is a folder, which has no revision {revision!r}: leave `revision` out."
+        )
 
-        def fetch(filename: str) -> Path | None:
-            return folder / filename if (folder / filename).is_file() else None
-    else:
+    def fetch(filenames: tuple[str, ...]) -> Path | None:
+        """Return the path of the first file that there is."""
+        if folder.is_dir():
+            paths = (folder / filename for filename in filenames)
+            return next((path for path in paths if path.is_file()), None)
+        # What is in the cache needs no network. Asking for another name first would.
+        cached = {f for f in filenames if download.is_cached(repo_or_dir, f, cache_dir, revision)}
+        for filename in sorted(filenames, key=lambda filename: filename not in cached):
+            if path := download.hub_file(repo_or_dir, filename, revision, cache_dir, token):
+                return path
+        return None
 
-        def fetch(filename: str) -> Path | None:
-            return download.hub_file(repo_or_dir, filename, revision, cache_dir, token)
-
-    if config := fetch(OPEN_CLIP_CONFIG):
-        candidates: tuple[str, ...] = WEIGHTS
-    elif config := fetch(MINI_CONFIG):
-        if "clipag" not in _read_config(config):
+    config = fetch((OPEN_CLIP_CONFIG, MINI_CONFIG))
+    if config is None:
+        raise ClipagError(f"{repo_or_dir} has no {OPEN_CLIP_CONFIG}: choose an OpenCLIP model.")
+    if config.name == MINI_CONFIG and "clipag" not in _read_config(config):
+        # transformers has a file of this name in many OpenCLIP repositories.
+        config = fetch((OPEN_CLIP_CONFIG,))
+        if config is None:
             raise ClipagError(
                 f"{repo_or_dir} is for another library: choose a repository with "
                 f"{OPEN_CLIP_CONFIG}."
             )
-        candidates = (MINI_WEIGHTS,)
-    else:
-        raise ClipagError(f"{repo_or_dir} has no {OPEN_CLIP_CONFIG}: choose an OpenCLIP model.")
-    for filename in candidates:
-        if weights := fetch(filename):
-            return config, weights
-    raise ClipagError(f"{repo_or_dir} has no weights: expected {' or '.join(candidates)}.")
+    candidates = WEIGHTS if config.name == OPEN_CLIP_CONFIG else (MINI_WEIGHTS,)
+    weights = fetch(candidates)
+    if weights is None:
+        raise ClipagError(f"{repo_or_dir} has no weights: expected {' or '.join(candidates)}.")
+    return config, weights
 
 
 def _read_config(path: Path) -> dict[str, Any]:

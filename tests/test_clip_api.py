@@ -363,3 +363,107 @@ def test_a_vocabulary_that_is_not_clips(tmp_path, monkeypatch):
     monkeypatch.setattr(bpe, "default_bpe", lambda: str(tmp_path / "changed.gz"))
     with pytest.raises(clipag_plugins.ClipagError, match="is not CLIP's vocabulary"):
         clip.simple_tokenizer.SimpleTokenizer()
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_load_clipag_is_the_drop_in(device, local_vit):
+    """Argument for argument OpenAI's `clip.load`, by name and by position."""
+    path, theirs = local_vit
+    for arguments, keywords in (
+        ((), {"device": device, "jit": False, "download_root": None}),
+        ((device, False, None), {}),
+    ):
+        model, preprocess = clipag_plugins.load_clipag(path, *arguments, **keywords)
+        assert_same(model, theirs)
+        assert preprocess(Image.new("RGB", (50, 40))).shape == (3, 32, 32)
+
+
+@pytest.fixture
+def local_vit(tmp_path):
+    theirs = make()
+    torch.save(theirs.state_dict(), tmp_path / "vit.pt")
+    return str(tmp_path / "vit.pt"), theirs
+
+
+def test_load_clipag_looks_for_downloads_in_download_root(tmp_path):
+    torch.save(make().state_dict(), tmp_path / "CLIPAG_ViTB32.pt")
+    model, _ = clipag_plugins.load_clipag("ViT-B/32", "cpu", download_root=str(tmp_path))
+    assert model.name == "ViT-B/32" and model.visual.output_dim == 16
+
+
+@pytest.mark.parametrize("name", ["ViT-B/33", "RN50", "no such file.pt", "clipag-maxi"])
+def test_an_unknown_name_is_both_kinds_of_error(name):
+    for load in (clip.load, clipag_plugins.load_clipag, clipag_plugins.load_model):
+        with pytest.raises(RuntimeError) as error:
+            load(name)
+        assert isinstance(error.value, clipag_plugins.ClipagError)
+
+
+def resnet():
+    return architecture.from_config(RESNET, make(RESNET).state_dict(), "x", "x").eval()
+
+
+def test_resnets_have_openais_names(openai):
+    theirs = openai.model.CLIP(64, 64, (1, 1, 1, 1), 16, None, 77, 49408, 64, 1, 2).eval()
+    ours = resnet()
+    for name, module in theirs.named_modules():
+        owner, _, attribute = name.rpartition(".")
+        if isinstance(module, torch.nn.ReLU):
+            assert isinstance(getattr(ours.get_submodule("visual.tower" + owner[6:]), attribute),
+                              torch.nn.ReLU)  # fmt: skip
+    tower = openai.model.ModifiedResNet([1, 1, 1, 1], 64, 8, 64, 16)
+    built = clip.model.ModifiedResNet(
+        layers=[1, 1, 1, 1], output_dim=64, heads=8, input_resolution=64, width=16
+    )
+    assert tower.state_dict().keys() == built.state_dict().keys()
+    assert built.relu1 is built.act1 and built.layer1[0].relu3 is built.layer1[0].act3
+    assert isinstance(built.layer1[0], clip.model.Bottleneck)
+    assert clip.model.Bottleneck(64, 16).relu2 is not None
+
+
+def test_hooked_and_replaced_activations_of_a_resnet_have_an_effect():
+    model, image = resnet(), torch.rand(1, 3, 64, 64)
+    before, calls = model.encode_image(image), []
+    model.visual.relu1.register_forward_hook(lambda *_: calls.append("stem"))
+    model.visual.layer4[0].relu3.register_forward_hook(lambda *_: calls.append("block"))
+    model.encode_image(image)
+    assert calls == ["stem", "block"]
+    model.visual.layer4[0].relu3 = torch.nn.Identity()
+    assert not torch.equal(model.encode_image(image), before)
+    assert not torch.equal(copy.deepcopy(model).encode_image(image), before)
+
+
+def test_methods_of_openais_class(reference, model):
+    vit = clip.model.build_model(reference.state_dict())
+    for ours in (vit, resnet(), model):
+        assert torch.equal(ours.build_attention_mask(), reference.build_attention_mask())
+    for ours in (vit, resnet()):
+        torch.manual_seed(3)
+        ours.initialize_parameters()
+        torch.manual_seed(3)
+        reference.initialize_parameters()
+        for name in ("token_embedding.weight", "positional_embedding", "text_projection"):
+            expected = dict(reference.named_parameters())[name].std()
+            assert torch.allclose(getattr_of(ours, name).std(), expected, rtol=0.1)
+    drawn, expected = vit.state_dict(), reference.state_dict()
+    assert all(torch.equal(drawn[key], expected[key]) for key in expected)
+
+
+def getattr_of(model, name):
+    for part in name.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def test_private_names_of_openais_module():
+    from clipag_plugins.clip.clip import _convert_image_to_rgb
+
+    assert _convert_image_to_rgb(Image.new("RGBA", (2, 2))).mode == "RGB"
+    assert clip._convert_image_to_rgb is _convert_image_to_rgb
+    assert _convert_image_to_rgb in clip.clip._transform(32).transforms
+
+
+def test_an_empty_batch_of_texts(model):
+    assert clip.tokenize([]).shape == (0, 77)
+    for ours in (model, resnet(), clip.model.build_model(make().state_dict())):
+        assert ours.encode_text(clip.tokenize([])).shape == (0, ours.visual.output_dim)

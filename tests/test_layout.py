@@ -21,7 +21,7 @@ LAYERS = (
     "errors defaults arguments",
     "files untrusted download precision pictures trajectory sheet streams registry model_config "
     "bpe tokenizer",
-    "base vit mini checkpoint architecture stages smoothing",
+    "base transformer vit resnet mini checkpoint architecture stages smoothing",
     "embedded publish hub",
     "targets views guide canvas multiscale mixture masks",
     "ascent",

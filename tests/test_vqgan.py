@@ -377,9 +377,9 @@ class Hostile:
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     mark, path = tmp_path / "ran", pair(tmp_path)
     torch.save({"state_dict": tensors(), "callbacks": Hostile(mark)}, path)
-    refused(path, "fetch it again")
+    refused(path, "holds Python objects")
     path.write_bytes(pickle.dumps({"state_dict": Hostile(mark)}, protocol=2))
-    refused(path, "fetch it again")
+    refused(path, "holds Python objects")
     assert not mark.exists()
 
 

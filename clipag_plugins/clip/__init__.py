@@ -17,7 +17,7 @@ from clipag_plugins.tokenizer import tokenize
 __all__ = ["available_models", "load", "tokenize"]
 
 _MODULES = ("clip", "model", "simple_tokenizer")
-_PRIVATE = ("_MODELS", "_download", "_tokenizer", "_transform")
+_PRIVATE = ("_MODELS", "_convert_image_to_rgb", "_download", "_tokenizer", "_transform")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from clipag_plugins import hub, registry
-from clipag_plugins.base import transform
+from clipag_plugins.base import convert_to_rgb, transform
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.hub import available_models, build_model, load
 from clipag_plugins.tokenizer import shared_tokenizer, tokenize
 
 __all__ = ["available_models", "build_model", "load", "tokenize"]
 
+_convert_image_to_rgb = convert_to_rgb
 _tokenizer = shared_tokenizer()
 # OpenAI's maps names to web addresses. Here `_download` takes the name itself.
 _MODELS = {name: name for name in registry.MODELS}

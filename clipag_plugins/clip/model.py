@@ -3,15 +3,8 @@
 from typing import Any
 
 from clipag_plugins.hub import build_model
-from clipag_plugins.vit import (
-    CLIP,
-    LayerNorm,
-    QuickGELU,
-    ResidualAttentionBlock,
-    Transformer,
-    VisionTransformer,
-    convert_weights,
-)
+from clipag_plugins.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock, Transformer
+from clipag_plugins.vit import CLIP, VisionTransformer, convert_weights
 
 __all__ = [
     "CLIP",
@@ -26,9 +19,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Take the parts of OpenAI's ResNets from open_clip, which has the same names for them."""
+    """Import the parts of OpenAI's ResNets when they are first used: open_clip takes a while."""
     if name in ("AttentionPool2d", "Bottleneck", "ModifiedResNet"):
-        from open_clip import modified_resnet
+        from clipag_plugins import resnet
 
-        return getattr(modified_resnet, name)
+        return getattr(resnet, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
