@@ -26,7 +26,13 @@ pytest.importorskip("taming")
 from clipag_plugins.integrations import vqgan
 from clipag_plugins.integrations.vqgan.canvas import GENERATE_PY_SETTINGS, _Clamp
 from clipag_plugins.integrations.vqgan.cutouts import AUGMENTS, Cutouts
-from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_scenes, with_prefix
+from clipag_plugins.integrations.vqgan.prompts import (
+    Prompt,
+    ambiguities,
+    parse_pictures,
+    parse_scenes,
+    with_prefix,
+)
 from clipag_plugins.integrations.vqgan.taming import taming
 from clipag_plugins.integrations.vqgan.weights import VQGANS, Address, load_vqgan, write_embedded
 
@@ -173,9 +179,57 @@ def test_a_prefix_is_put_before_every_text():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "|", "a|", "a^", "^a", ":1", "a:", "a:b", "a:1:b", "a:nan", "a:inf", "a:0", "a:1:nan"],
+    ("part", "text", "weight", "stop"),
+    [
+        ("Star Wars: Return of the Jedi", "Star Wars: Return of the Jedi", 1, -math.inf),
+        ("Star Wars: Return of the Jedi:2", "Star Wars: Return of the Jedi", 2, -math.inf),
+        ("Toy Story: Infinity", "Toy Story: Infinity", 1, -math.inf),
+        (r"C:\pics\a.png", r"C:\pics\a.png", 1, -math.inf),
+        (r"C:\pics\a.png:-1:.5", r"C:\pics\a.png", -1, 0.5),
+        ("a:b", "a:b", 1, -math.inf),
+        ("a:1:b", "a:1:b", 1, -math.inf),
+        ("a:nan", "a:nan", 1, -math.inf),
+        ("a:inf", "a:inf", 1, -math.inf),
+        ("a:1:-inf", "a", 1, -math.inf),
+        ("a fox:1,5", "a fox:1,5", 1, -math.inf),
+        ("a clock that shows 12:30", "a clock that shows 12:30", 1, -math.inf),
+        ("a clock that shows 12:30:45", "a clock that shows 12:30:45", 1, -math.inf),
+        ("a clock that shows 12:30:2", "a clock that shows 12:30", 2, -math.inf),
+        ("a clock that shows 12:30:2:.5", "a clock that shows 12:30", 2, 0.5),
+        ("the numbers 1 to 12 :30", "the numbers 1 to 12", 30, -math.inf),
+        ("Area 51:2", "Area 51", 2, -math.inf),
+        ("Area 51:2:", "Area 51:2", 1, -math.inf),
+        ("a frog:12:30", "a frog", 12, 30),
+        ("a:", "a", 1, -math.inf),
+    ],
 )
+def test_colons_in_texts(part, text, weight, stop):
+    assert parse_scenes(part) == [[Prompt(text, weight, stop)]]
+
+
+def test_the_reading_that_was_taken_is_said():
+    assert ambiguities("a frog:2 | Star Wars: Return of the Jedi ^ 2001: a film:1:0.5") == []
+    (time,) = ambiguities("a frog:2 | a clock that shows 12:30")
+    assert "In the prompt 'a clock that shows 12:30', 12:30 is taken as text" in time
+    (weight,) = ambiguities("Area 51:2")
+    assert "2 is taken as a weight" in weight and not ambiguities("Area 51:2:")
+    (number,) = ambiguities("a fox:1,5")
+    assert "'1,5' is no number" in number
+
+
+def test_colons_in_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("red:2", "blue", "blue:3"):
+        (tmp_path / name).touch()
+    names = "red:2 | red:2:-1 | blue:3 | blue:3:1 | missing:4"
+    assert parse_pictures(names) == [
+        Prompt("red:2"), Prompt("red:2", -1), Prompt("blue", 3), Prompt("blue", 3, 1),
+        Prompt("missing", 4),
+    ]  # fmt: skip
+    assert ambiguities("", names) == ["Of the pictures blue and blue:3, the first is taken."] * 2
+
+
+@pytest.mark.parametrize("text", ["", "|", "a|", "a^", "^a", ":1", ":", "a:0"])
 def test_malformed_prompts(text):
     with pytest.raises(clip.ClipagError, match="write text:weight:stop"):
         parse_scenes(text)
@@ -551,6 +605,16 @@ def test_generate_pys_own_options(tmp_path, monkeypatch, capsys):
     assert "ffmpeg -framerate 30 -i steps/o-%05d.png" in capsys.readouterr().err
 
 
+def test_a_time_is_text_and_said_to_be(tmp_path, monkeypatch, capsys):
+    pair(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), "red").save("red:2.png")
+    clock = "a clock that shows 12:30"
+    options = ["--vqgan", "m.ckpt", "-i", "1", "-s", "32", "--views", "2", "-o", "o.png"]
+    assert main(["vqgan", clock, "-ip", "red:2.png", *options]) == 0
+    assert "12:30 is taken as text" in capsys.readouterr().err
+
+
 def test_a_film_or_the_frames_of_one(tmp_path, monkeypatch, capsys):
     pair(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -569,7 +633,7 @@ def test_a_film_or_the_frames_of_one(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["a:b"], "write text:weight:stop"),
+        (["a:0"], "write text:weight:stop"),
         ([], "no prompt"),
         (["a", "--size", "8", "8"], "choose a side"),
         (["a", "--size", "8", "8", "8"], "width and height"),

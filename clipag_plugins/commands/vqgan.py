@@ -49,7 +49,8 @@ examples:
   clipag vqgan "a fox" --init photo.jpg --vqgan vqgan_imagenet_f16_16384
   clipag vqgan -p "a fox" -i 300 -s 256 256 -conf m.yaml -ckpt m.ckpt -o fox.png    as generate.py
 
-prompts are text:weight:stop, with | between those drawn at once and ^ between scenes.
+prompts are text:weight:stop, with | between those drawn at once and ^ between scenes. A colon
+that no number follows is text; a colon at the end makes all of a prompt text.
 """
 
 
@@ -149,18 +150,22 @@ def _run(options: argparse.Namespace) -> int:
 
 def _outputs(options: argparse.Namespace, prompts: list[str]) -> list[Path]:
     """Check the prompts and the files, before torch is used, and return where to write."""
-    from ..integrations.vqgan.prompts import parse_prompts, parse_scenes
+    from ..integrations.vqgan.prompts import ambiguities, parse_pictures, parse_scenes
 
     for prompt in prompts:
-        parse_scenes(prompt or options.image_prompts)
-    image_prompts = parse_prompts(options.image_prompts) if options.image_prompts else []
+        if prompt or not options.image_prompts:
+            parse_scenes(prompt)
+    image_prompts = parse_pictures(options.image_prompts) if options.image_prompts else []
     sources = [picture.text for picture in image_prompts] + [options.init or ""]
     pictures = [(prompt, options.seed) for prompt in prompts]
     companions = recording_files(options, len(pictures))
     if options.frames is not None:
         require_writable_or_creatable(options.frames)
         companions.append((options.frames, "-00000.png"))
-    return output_paths(pictures, options.out, ".png", sources, companions)
+    outputs = output_paths(pictures, options.out, ".png", sources, companions)
+    for sentence in ambiguities(" | ".join(prompts), options.image_prompts):
+        print(f"clipag: {sentence}", file=sys.stderr)
+    return outputs
 
 
 def _settings(options: argparse.Namespace, defaults: "VqganSettings") -> "VqganSettings":

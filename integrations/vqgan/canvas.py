@@ -22,7 +22,7 @@ from clipag_plugins.defaults import SIDE, VQGAN_STEPS
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide, MakeViews
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
-from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_prompts, parse_scenes
+from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_pictures, parse_scenes
 from clipag_plugins.integrations.vqgan.weights import is_embedded
 from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.sampler import starting_images
@@ -156,7 +156,7 @@ def _scene_targets(
         scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
     else:
         scenes = prompt
-    pictures = parse_prompts(image_prompts) if image_prompts else []
+    pictures = parse_pictures(image_prompts) if image_prompts else []
     shared = [_picture_target(model, picture) for picture in pictures]
     return [[_text_target(model, part, truncate) for part in scene] + shared for scene in scenes]
 
