@@ -342,6 +342,94 @@ def test_other_peoples_svg_is_read(pydiffvg, tmp_path):
     assert pydiffvg.svg_to_scene(file)[0] == SIDE
 
 
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [-1.0, 0.3, 2.0],
+        [0.2, 0.6, 1.7],
+        [-3.0, -2.0, 0.4],
+        [-3.0, -2.0, -1.0],
+        [2.0, 3.0, 4.0],
+        [0.8, 0.4, 0.1],
+        [0.2, 0.9, 0.4],
+        [0.9, 0.1, 0.5],
+        [1.5, -0.5, 0.5],
+        [0.5, 2.0, -0.3],
+        [0.4, 0.4, 0.1],
+    ],
+)
+def test_stops_anywhere_are_saved_as_they_are_rendered(pydiffvg, tmp_path, offsets):
+    t = torch.tensor
+    colors = t([[1.0, 0, 0, 1], [0, 0, 1, 0.5], [0, 1, 0, 1]])
+    shape = pydiffvg.Rect(t([0.0, 0.0]), t([64.0, 64.0]))
+    for paint in (
+        pydiffvg.LinearGradient(t([10.0, 20.0]), t([40.0, 44.0]), t(offsets), colors),
+        pydiffvg.LinearGradient(t([10.0, 20.0]), t([10.0, 20.0]), t(offsets), colors),
+        pydiffvg.RadialGradient(t([30.0, 30.0]), t([20.0, 15.0]), t(offsets), colors),
+    ):
+        group = pydiffvg.ShapeGroup(t([0]), paint)
+        image = on_white(render(pydiffvg, [shape], [group]))
+        pydiffvg.save_svg(tmp_path / "drawing.svg", SIDE, SIDE, [shape], [group])
+        difference = (image - resvg((tmp_path / "drawing.svg").read_text())).abs()
+        # A jump between two colours may cross a pixel.
+        assert difference.mean() < 1.5 / 255 and difference.amax(2).median() < 2 / 255
+
+
+UNDRAWN = '<rect x="4" y="4" width="20" height="20" fill="red"/>'
+
+
+def with_attribute(attribute):
+    return UNDRAWN.replace("/>", f" {attribute}/>")
+
+
+NAMED = with_attribute("id='r'")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(f'<{tag} id="x">{UNDRAWN}</{tag}>' for tag in (
+            "mask", "symbol", "marker", "defs", "clipPath", "pattern", "linearGradient", "metadata"
+        )),
+        f'<g visibility="hidden">{UNDRAWN}</g>',
+        f'<g style="visibility: collapse">{UNDRAWN}</g>',
+        "<style>.h {visibility: hidden}</style>" + with_attribute("class='h'"),
+        "<style>.h {display: none}</style>" + with_attribute("class='h'"),
+        '<g display="none">' + with_attribute("display='inline'") + "</g>",
+        f"<defs>{NAMED}</defs><mask><use href='#r'/></mask>",
+        f'<symbol id="s">{UNDRAWN}</symbol><use href="#s" visibility="hidden"/>',
+        f'<switch><g requiredExtensions="x">{UNDRAWN}</g></switch>',
+    ],
+)  # fmt: skip
+def test_what_is_not_drawn_is_not_read(pydiffvg, tmp_path, body):
+    (tmp_path / "theirs.svg").write_text(svg(body))
+    _, _, shapes, groups = pydiffvg.svg_to_scene(tmp_path / "theirs.svg")
+    assert (shapes, groups) == ([], [])
+    assert (resvg(svg(body)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f'<symbol id="s">{UNDRAWN}</symbol><use href="#s" x="5"/>',
+        f'<symbol id="s" style="display: none">{UNDRAWN}</symbol><use href="#s" x="5"/>',
+        f'<defs><symbol id="s" viewBox="2 2 30 30">{UNDRAWN}</symbol></defs>'
+        '<use href="#s" x="5" y="6" width="40" height="30" transform="translate(2 1)"/>',
+        f'<symbol id="s" viewBox="0 0 30 30">{UNDRAWN}</symbol><use href="#s"/>',
+        f'<defs visibility="hidden"><g id="g">{UNDRAWN}</g></defs><use href="#g" y="9"/>',
+        '<mask><circle id="c" cx="20" cy="20" r="9"/></mask><use href="#c" fill="blue"/>',
+        '<g visibility="hidden">' + with_attribute("visibility='visible'") + "</g>",
+        f'<switch>{UNDRAWN}<rect width="60" height="60"/></switch>',
+        f"<!-- {UNDRAWN} --><g><title>a square</title>{UNDRAWN}</g>",
+    ],
+)
+def test_what_is_referred_to_is_read(pydiffvg, tmp_path, body):
+    (tmp_path / "theirs.svg").write_text(svg(body))
+    _, _, *scene = pydiffvg.svg_to_scene(tmp_path / "theirs.svg")
+    assert_same_picture(on_white(render(pydiffvg, *scene)), resvg(svg(body)))
+    assert (resvg(svg(body)) < 0.5).any()
+
+
 def test_paths_from_commands(pydiffvg):
     one, other = pydiffvg.from_svg_path("M1 2L3 4Q5 6 7 8ZM0 0C1 1 2 2 3 0")
     assert one.num_control_points.tolist() == [0, 1, 0] and one.is_closed

@@ -24,6 +24,12 @@ from clipag_plugins.integrations.pydiffvg.shapes import (
     Shape,
     ShapeGroup,
 )
+from clipag_plugins.integrations.pydiffvg.svg_tree import (
+    is_visible,
+    leave_out_undrawn,
+    reference,
+    tag,
+)
 from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
 
 # A path is closed if its ends are closer than this, in pixels.
@@ -35,8 +41,8 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
 
     Paths and their stroke widths are mapped to the canvas. Other shapes keep their coordinates,
     and their group has the map as `shape_to_canvas`. The opacity of an element, or of the <g>
-    around it, becomes the opacity of its paints. Text, pictures, clips, masks and filters are
-    skipped.
+    around it, becomes the opacity of its paints. Text and pictures are skipped, with a warning.
+    Clips, masks, markers and filters are not applied.
 
     Returns:
         Width and height of the canvas, in units of the viewBox as in diffvg, or in pixels if there
@@ -51,8 +57,8 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         root = ElementTree.parse(filename).getroot()
     except ElementTree.ParseError as error:
         raise ClipagError(f"{filename} is not SVG: {error}.") from error
-    if _tag(root) != "svg":
-        raise ClipagError(f"{filename} is not SVG: its root is <{_tag(root)}>.")
+    if tag(root) != "svg":
+        raise ClipagError(f"{filename} is not SVG: its root is <{tag(root)}>.")
     box = root.get("viewBox", "").replace(",", " ").split()
     if len(box) == 4:
         root.set("width", box[2])
@@ -61,12 +67,13 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         raise ClipagError(
             f"{filename} has no size: give its <svg> a viewBox, or a width and a height."
         )
+    leave_out_undrawn(svg, root)
     text = ElementTree.tostring(root, encoding="unicode")
     drawing = svg.SVG.parse(StringIO(text), reify=False)
     paints = _Paints(svg, root, (drawing.width, drawing.height))
     shapes: list[Shape] = []
     groups: list[ShapeGroup] = []
-    for element in drawing.elements():
+    for element in filter(is_visible, drawing.elements()):
         if isinstance(element, svg.Text | svg.Image):
             warn(f"{filename}: <{element.values['tag']}> is skipped.", stacklevel=2)
         if not isinstance(element, svg.Shape):
@@ -111,10 +118,6 @@ def from_svg_path(
         for path in paths:
             path.points = _map(shape_to_canvas, path.points)
     return paths
-
-
-def _tag(node: Element) -> str:
-    return node.tag.rpartition("}")[2]
 
 
 def _matrix(transform: Any) -> Tensor:
@@ -193,7 +196,7 @@ class _Paints:
         self._svg = svg
         self._size = size
         self._nodes = {
-            node.get("id"): node for node in root.iter() if _tag(node).endswith("Gradient")
+            node.get("id"): node for node in root.iter() if tag(node).endswith("Gradient")
         }
 
     def read(self, kind: str, element: Any) -> Color | None:
@@ -224,8 +227,8 @@ class _Paints:
             visited.add(current)
             node = self._nodes[current]
             attributes = {**node.attrib, **attributes}
-            stops = stops or [child for child in node if _tag(child) == "stop"]
-            current = node.get("href", node.get("{http://www.w3.org/1999/xlink}href", ""))[1:]
+            stops = stops or [child for child in node if tag(child) == "stop"]
+            current = reference(node)
         if not stops:
             return None
         pairs = [self._stop(stop, alpha) for stop in stops]
@@ -248,7 +251,7 @@ class _Paints:
             at_x = _number(attributes.get(x, defaults[0]), whole_width)
             return _map(matrix, _pair(at_x, _number(attributes.get(y, defaults[1]), whole_height)))
 
-        if _tag(self._nodes[name]) == "linearGradient":
+        if tag(self._nodes[name]) == "linearGradient":
             begin, end = point("x1", "y1", "0%", "0%"), point("x2", "y2", "100%", "0%")
             return LinearGradient(begin, end, offsets, colors)
         whole = hypot(whole_width, whole_height) / hypot(1, 1)

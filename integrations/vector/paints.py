@@ -34,7 +34,7 @@ class LinearGradient:
         along = self.end - self.begin
         # As in diffvg: no division by zero if both points coincide.
         offset = (points - self.begin) @ along / (along @ along).clamp_min(1e-3)
-        return _between_stops(offset, self.offsets, self.stop_colors)
+        return colour_between(offset, self.offsets, self.stop_colors)
 
 
 class RadialGradient:
@@ -64,13 +64,46 @@ class RadialGradient:
         """Return the colours (N, 4) at points (N, 2)."""
         # The square root has no gradient at the centre.
         square = ((points - self.center) / self.radius).square().sum(1).clamp_min(1e-12)
-        return _between_stops(square.sqrt(), self.offsets, self.stop_colors)
+        return colour_between(square.sqrt(), self.offsets, self.stop_colors)
 
 
-def _between_stops(offset: Tensor, offsets: Tensor, colors: Tensor) -> Tensor:
+def stops_in_order(offsets: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return stops in ascending order that the renderer draws as the given ones.
+
+    Stops that ascend are returned as they are. For others, the renderer finds the segment of an
+    offset by bisection. Between neighbouring offsets that segment is the same, so two stops for
+    each such interval describe what is drawn.
+
+    Args:
+        offsets: (S,).
+        colors: (S, 4).
+
+    Returns:
+        Offsets (T,) and colours (T, 4).
+    """
+    if (offsets.diff() >= 0).all():
+        return offsets, colors
+    # In a falling segment the colour changes over a length of 1, as `_mixed` has it.
+    ends = torch.cat([offsets, offsets + 1]).unique()
+    middles = torch.cat([ends[:1] - 1, (ends[1:] + ends[:-1]) / 2, ends[-1:] + 1])
+    after = _following_stop(middles, offsets).repeat_interleave(2)[1:-1]
+    ends = ends.repeat_interleave(2)
+    return ends, _mixed(ends, after, offsets, colors)
+
+
+def colour_between(offset: Tensor, offsets: Tensor, colors: Tensor) -> Tensor:
     """Return the colours (N, 4) at offsets (N,), between the stops' offsets (S,), colors (S, 4)."""
+    return _mixed(offset, _following_stop(offset, offsets), offsets, colors)
+
+
+def _following_stop(offset: Tensor, offsets: Tensor) -> Tensor:
+    """Return for offsets (N,) the numbers of the stops at the ends of their segments."""
     after = torch.searchsorted(offsets.detach(), offset.detach(), right=True)
-    after = after.clamp(1, max(len(offsets) - 1, 1)).clamp_max(len(offsets) - 1)
+    return after.clamp(1, max(len(offsets) - 1, 1)).clamp_max(len(offsets) - 1)
+
+
+def _mixed(offset: Tensor, after: Tensor, offsets: Tensor, colors: Tensor) -> Tensor:
+    """Return the colours (N, 4) at offsets (N,) in the segments that end at stops (N,)."""
     before = (after - 1).clamp_min(0)
     low, high = offsets[before], offsets[after]
     share = ((offset - low) / (high - low).where(high > low, 1)).clamp(0, 1)

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
-from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGradient
+from clipag_plugins.integrations.vector.paints import (
+    LinearGradient,
+    RadialGradient,
+    colour_between,
+    stops_in_order,
+)
 from clipag_plugins.integrations.vector.paths import Group, Paint, Path
 
 # Characters that XML forbids, even escaped.
@@ -131,27 +136,49 @@ def _paint(kind: str, paint: Paint, gradients: Element) -> dict[str, str]:
     if isinstance(paint, Tensor):
         *colour, alpha = _values(paint)
         return {kind: _hex(colour), f"{kind}-opacity": _number(alpha)}
-    name = f"gradient{len(gradients)}"
-    shared = {"id": name, "gradientUnits": "userSpaceOnUse"}
-    if isinstance(paint, LinearGradient):
-        (x1, y1), (x2, y2) = _values(paint.begin), _values(paint.end)
-        line = {"x1": _number(x1), "y1": _number(y1), "x2": _number(x2), "y2": _number(y2)}
-        gradient = SubElement(gradients, "linearGradient", {**shared, **line})
-    elif isinstance(paint, RadialGradient):
-        # SVG only has circles: an ellipse is a mapped circle of radius 1.
-        (rx, ry), (cx, cy) = _values(paint.radius.expand(2)), _values(paint.center)
-        matrix = " ".join(map(_number, (rx, 0, 0, ry, cx, cy)))
-        disc = {"cx": "0", "cy": "0", "r": "1", "gradientTransform": f"matrix({matrix})"}
-        gradient = SubElement(gradients, "radialGradient", {**shared, **disc})
-    else:
+    if not isinstance(paint, LinearGradient | RadialGradient):
         raise ClipagError(
             f"SVG cannot express the paint {paint!r}: paint with a colour or a gradient."
         )
-    stops = zip(_values(paint.offsets), _values(paint.stop_colors), strict=True)
-    for offset, (*colour, alpha) in stops:
+    name = f"gradient{len(gradients)}"
+    shared = {"id": name, "gradientUnits": "userSpaceOnUse"}
+    offsets, colours = stops_in_order(paint.offsets.detach(), paint.stop_colors.detach())
+    if isinstance(paint, LinearGradient):
+        if torch.equal(paint.begin, paint.end):
+            # SVG would paint the last colour, the renderer paints that of offset 0.
+            return _paint(
+                kind, colour_between(offsets.new_zeros(1), offsets, colours)[0], gradients
+            )
+        # SVG's offsets are from 0 to 1, so the line is made longer where there are others.
+        first, last = min(0.0, float(offsets[0])), max(1.0, float(offsets[-1]))
+        along = paint.end - paint.begin
+        ends = [paint.begin + along * first, paint.end + along * (last - 1)]
+        (x1, y1), (x2, y2) = map(_values, ends)
+        line = {"x1": _number(x1), "y1": _number(y1), "x2": _number(x2), "y2": _number(y2)}
+        gradient = SubElement(gradients, "linearGradient", {**shared, **line})
+    else:
+        offsets, colours = _from_centre(offsets, colours)
+        first, last = 0.0, max(1.0, float(offsets[-1]))
+        # SVG only has circles: an ellipse is a mapped circle of radius 1.
+        (rx, ry), (cx, cy) = _values(paint.radius.expand(2) * last), _values(paint.center)
+        matrix = " ".join(map(_number, (rx, 0, 0, ry, cx, cy)))
+        disc = {"cx": "0", "cy": "0", "r": "1", "gradientTransform": f"matrix({matrix})"}
+        gradient = SubElement(gradients, "radialGradient", {**shared, **disc})
+    offsets = (offsets - first) / (last - first)
+    for offset, (*colour, alpha) in zip(_values(offsets), _values(colours), strict=True):
         stop = {"stop-color": _hex(colour), "stop-opacity": _number(alpha)}
         SubElement(gradient, "stop", {"offset": _number(offset), **stop})
     return {kind: f"url(#{name})"}
+
+
+def _from_centre(offsets: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace stops below 0, which no radius has, by one at 0."""
+    is_below = offsets < 0
+    if not is_below.any():
+        return offsets, colours
+    zero = offsets.new_zeros(1)
+    at_zero = colour_between(zero, offsets, colours)
+    return torch.cat([zero, offsets[~is_below]]), torch.cat([at_zero, colours[~is_below]])
 
 
 def _values(tensor: Tensor) -> Any:
