@@ -87,7 +87,7 @@ def with_prefix(scenes: Sequence[Sequence[Prompt]], prefix: str) -> list[list[Pr
 
 def _readings(part: str) -> list[tuple[str, list[str]]]:
     """Return the texts, and the numbers after them, that a prompt may be read as; longest last."""
-    readings = [(part, [])]
+    readings: list[tuple[str, list[str]]] = [(part, [])]
     fields = part.rsplit(":", 2)
     if len(fields) > 1 and _is_weight(fields[-1]):
         readings.insert(0, (part.rpartition(":")[0], fields[-1:]))
