@@ -375,7 +375,7 @@ def test_a_yaml_of_another_model(tmp_path):
     refused(
         pair(tmp_path, described=config(n_embed=32)), r"m.yaml describes.*\(16, 8\), not \(32, 8\)"
     )
-    refused(pair(tmp_path, described=config(ch_mult=[1, 2, 2])), "28 tensors of its architecture")
+    refused(pair(tmp_path, described=config(ch_mult=[1, 2, 2])), "another architecture")
     refused(pair(tmp_path, described=config("GumbelVQ")), "another architecture")
     path = pair(tmp_path)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(config(z_channels=16)))
@@ -412,7 +412,7 @@ def test_damaged_checkpoints(tmp_path):
     whole = path.read_bytes()
     for share in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:share])
-        refused(path, "could run code")
+        refused(path, "fetch it again")
     path = pair(tmp_path, state={**tensors(), "decoder.conv_in.bias": torch.full((64,), math.nan)})
     refused(path, "not finite")
     refused(pair(tmp_path, state={"model.weight": torch.zeros(3)}), "holds no VQGAN")
