@@ -21,6 +21,7 @@ from .commands import (
     weights,
 )
 from .commands.messages import as_options
+from .commands.options import join_sizes
 from .errors import INTERRUPTED, ClipagError
 
 EPILOG = """\
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             # Not every terminal can print ∞.
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(join_sizes(sys.argv[1:] if arguments is None else arguments))
     try:
         code: int = options.run(options)
     except BrokenPipeError:

@@ -329,3 +329,20 @@ def test_bench_refuses_in_one_sentence(run, arguments, message):
     result = run("bench", *arguments)
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.startswith("clipag: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        (["--size", "32", "a red apple"], (32, 32)),
+        (["a red apple", "--size", "48", "32"], (48, 32)),
+        (["--size", "48", "32", "a red apple"], (48, 32)),
+        (["a red apple", "--size", "48x32"], (48, 32)),
+    ],
+)
+def test_a_size_is_one_number_or_two_and_leaves_the_prompt_alone(run, tmp_path, arguments, size):
+    result = run("generate", *arguments, "--steps", "1", "--tries", "1", "--out", "apple.png")
+    assert result.returncode == 0, result.stderr
+    with Image.open(tmp_path / "apple.png") as file:
+        assert file.size == size
+        assert file.text["prompt"] == "a red apple"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..arguments import FIRST_TOO_LARGE_SEED, RunOptions
 from ..defaults import MODEL, PRECISIONS, SIDE
@@ -63,26 +63,32 @@ def add_size(command: argparse.ArgumentParser, *aliases: str) -> None:
     command.add_argument(
         "--size",
         *aliases,
-        type=int,
-        nargs="+",
-        action=_Size,
+        type=size,
         default=SIDE,
-        metavar=("W", "H"),
+        metavar="W[ H]",
         help=f"width and height in pixels, or one number for a square (default: {SIDE})",
     )
 
 
-class _Size(argparse.Action):
-    """Stores one number as it is and several as a tuple."""
+def size(text: str) -> int | tuple[int, ...]:
+    """Read "224" or "640x360", which `join_sizes` makes of 640 360, as argparse's `type`."""
+    sides = tuple(map(int, text.split("x")))
+    return sides[0] if len(sides) == 1 else sides
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else tuple(values))
+
+def join_sizes(arguments: Sequence[str]) -> list[str]:
+    """Join the numbers after --size or -s to one value, 640x360.
+
+    An option that may take two values would also take the prompt behind it.
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        is_size = len(joined) > 1 and joined[-2] in ("--size", "-s")
+        if is_size and argument.isdecimal() and joined[-1].replace("x", "").isdecimal():
+            joined[-1] += f"x{argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def add_out(command: argparse.ArgumentParser, one: str, default: str, *aliases: str) -> None:
