@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, TwoTowers
+from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, Preprocessing, TwoTowers
 from .checkpoint import activation, clean, infer_config, open_clip_names
 from .errors import ClipagError
 from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
@@ -19,6 +19,11 @@ PLAIN = {
     "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
     "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"},
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+}
+# Settings of a `preprocess_cfg` that say how a picture becomes a square.
+PREPROCESSING: dict[str, tuple[str, ...]] = {
+    "resize_mode": ("shortest", "longest", "squash"),
+    "interpolation": ("bicubic", "bilinear", "random"),
 }
 # What open_clip and timm raise on configs that they do not know.
 OPEN_CLIP_ERRORS = (
@@ -87,11 +92,11 @@ def from_config(
     return model
 
 
-def check_preprocessing(config: Any, what: str) -> None:
-    """Refuse models that need another normalisation than CLIP's mean and standard deviation.
+def read_preprocessing(config: Any, what: str) -> Preprocessing:
+    """Return what a `preprocess_cfg` says beside CLIP's mean and standard deviation.
 
     Raises:
-        ClipagError: the model does, or its `preprocess_cfg` is malformed.
+        ClipagError: the model needs another mean or deviation, or the config is malformed.
     """
     for key, ours in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
         try:
@@ -106,6 +111,15 @@ def check_preprocessing(config: Any, what: str) -> None:
                 f"{what} needs images normalised with {key} {theirs}, but guidance gives every "
                 f"model CLIP's {ours}: choose a model with CLIP's preprocessing."
             )
+    settings = {}
+    for key, choices in PREPROCESSING.items():
+        value = config.get(key)
+        if value is not None:
+            if value not in choices:
+                raise Settings(config, what).impossible(key, f"expected {' or '.join(choices)}")
+            settings[key] = value
+    fill_color = Settings({"fill_color": 0, **config}, what).integer("fill_color", None, 0, 255)
+    return Preprocessing(**settings, fill_color=fill_color)
 
 
 def _is_plain(config: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,27 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 INPUT_RESOLUTION = 224
 is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture of any shape becomes a square, in the words of open_clip's `preprocess_cfg`.
+
+    Guidance is unaffected: its images are square.
+
+    Attributes:
+        resize_mode: "shortest" crops what is too long, "longest" pads what is too short, and
+            "squash" keeps all and changes the aspect ratio.
+        interpolation: "bicubic" or "bilinear"; "random", of training, is bicubic.
+        fill_color: of the padding, from 0 to 255.
+    """
+
+    resize_mode: str = "shortest"
+    interpolation: str = "bicubic"
+    fill_color: int = 0
+
+
+OPENAIS = Preprocessing()
 
 
 def resample(image: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -112,6 +134,7 @@ class ClipagModel(nn.Module, ABC):
     """
 
     visual: Any  # its parts differ between subclasses
+    preprocessing: Preprocessing = OPENAIS
     source: "Source | None" = None  # of models that have a name in `registry.MODELS`
 
     def __init__(
@@ -286,11 +309,19 @@ def embed_images(model: ClipagModel, images: Tensor) -> Tensor:
     return F.normalize(model.encode_image(normalize(images)), dim=-1)
 
 
-def transform(side: int) -> Callable[[Any], Tensor]:
-    """Return OpenAI's transform from a PIL image to a model's input, (3, side, side) float32.
+def transform(side: int, how: Preprocessing = OPENAIS) -> Callable[[Any], Tensor]:
+    """Return the transform from a PIL image to a model's input, (3, side, side) float32.
 
-    It resizes, crops the centre, and normalises with CLIP's mean and standard deviation.
+    By default it is OpenAI's: it resizes the shorter side, crops the centre, and normalises with
+    CLIP's mean and standard deviation.
     """
+    if how != OPENAIS:
+        import open_clip
+
+        return open_clip.image_transform(  # type: ignore[no-any-return]
+            side, is_train=False, mean=CLIP_MEAN, std=CLIP_STD, resize_mode=how.resize_mode,
+            interpolation=how.interpolation, fill_color=how.fill_color,
+        )  # fmt: skip
     from torchvision import transforms
 
     return transforms.Compose(  # type: ignore[no-any-return]

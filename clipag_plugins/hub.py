@@ -65,7 +65,7 @@ def load(
     if device.type == "cuda":
         convert_weights(model)
     model = model.to(device).eval()
-    return model, transform(model.visual.input_resolution)
+    return model, transform(model.visual.input_resolution, model.preprocessing)
 
 
 # For scripts that keep OpenAI's `clip.load` beside it.
@@ -224,9 +224,12 @@ def from_pretrained(
     state = checkpoint.clean(untrusted.read(weights_path), str(weights_path))
     what = str(weights_path)
     if config_path.name == OPEN_CLIP_CONFIG:
-        architecture.check_preprocessing(config.get("preprocess_cfg") or {}, repo_or_dir)
+        settings = config.get("preprocess_cfg") or {}
+        preprocessing = architecture.read_preprocessing(settings, repo_or_dir)
         name = str(config.get("name", repo_or_dir))
-        return architecture.from_config(config["model_cfg"], state, what, name)
+        model = architecture.from_config(config["model_cfg"], state, what, name)
+        model.preprocessing = preprocessing
+        return model
     return _embedded_model(config["model_cfg"], state, what, str(config.get("name")))
 
 

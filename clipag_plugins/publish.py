@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ def save_pretrained(model: ClipagModel, folder: Path, repo: str = "OWNER/NAME") 
         config_name, weights_name = MINI_CONFIG, MINI_WEIGHTS
     else:
         config["preprocess_cfg"] = {
-            "mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic",
-            "resize_mode": "shortest",
+            "mean": CLIP_MEAN, "std": CLIP_STD, **asdict(model.preprocessing),
         }  # fmt: skip
         config_name, weights_name = OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
     with write_beside(folder / weights_name) as temporary:

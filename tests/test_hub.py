@@ -15,6 +15,7 @@ import open_clip
 import pytest
 import torch
 from hub_server import COMMIT, HubServer
+from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 import clipag_plugins as clip
@@ -112,6 +113,22 @@ def test_a_folder_there_and_back(config, tmp_path):
     assert_same(clip.load_model(folder / "open_clip_model.safetensors"), theirs)
     assert_same(clip.ClipagModel.from_pretrained(folder), theirs)
     assert "library_name: open_clip" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_preprocessing_is_that_of_the_config(mode, interpolation, repository, tmp_path):
+    path = repository / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    settings = {"resize_mode": mode, "interpolation": interpolation, "fill_color": 99}
+    config["preprocess_cfg"].update(settings)
+    path.write_text(json.dumps(config))
+    picture = Image.effect_noise((90, 40), 80).convert("RGB")
+    _, theirs = open_clip.create_model_from_pretrained(f"local-dir:{repository}")
+    model, ours = clip.load(repository, device="cpu")
+    assert torch.equal(ours(picture), theirs(picture))
+    folder = model.save_pretrained(tmp_path / "again")
+    assert torch.equal(clip.load(folder, device="cpu")[1](picture), theirs(picture))
 
 
 def test_an_embedded_model_there_and_back(model, tmp_path):
@@ -464,6 +481,12 @@ def test_configs_that_ask_too_much(repository):
     for preprocessing in ({"mean": 5}, {"std": ["a", "b", "c"]}, [1], "x"):
         path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": preprocessing}))
         refused(repository, "no mean and std")
+    for key, value in (
+        ("resize_mode", "crop"), ("resize_mode", ["squash"]), ("interpolation", 3),
+        ("fill_color", "red"), ("fill_color", 256),
+    ):  # fmt: skip
+        path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {key: value}}))
+        refused(repository, f"impossible setting {key}")
     for text in ("", "[]", "{}", '{"model_cfg": 3}', "[" * 100_000, "\xff"):
         path.write_bytes(text.encode("latin-1"))
         refused(repository)
