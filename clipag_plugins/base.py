@@ -98,10 +98,10 @@ class ImageTower(nn.Module):
 
     def __init__(self, tower: nn.Module, native_size: int, output_dim: int):
         super().__init__()
-        self.tower = tower
         self.native_size = native_size
         self.output_dim = output_dim
         self.input_resolution = INPUT_RESOLUTION
+        self.tower = tower
 
     def __getattr__(self, name: str) -> Any:
         """Find parts in the wrapped tower, so that `visual.layer4` works as on OpenAI's."""
@@ -111,6 +111,14 @@ class ImageTower(nn.Module):
             if name == "tower":  # not set yet
                 raise
             return _part(self.tower, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Replace parts in the wrapped tower, so that `visual.attnpool = …` has its effect."""
+        tower = vars(self).get("_modules", {}).get("tower")
+        if isinstance(getattr(tower, name, None), nn.Module | Tensor):
+            setattr(tower, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised, of normalised images."""

@@ -431,6 +431,10 @@ def test_hooked_and_replaced_activations_of_a_resnet_have_an_effect():
     model.visual.layer4[0].relu3 = torch.nn.Identity()
     assert not torch.equal(model.encode_image(image), before)
     assert not torch.equal(copy.deepcopy(model).encode_image(image), before)
+    model.visual.relu2 = torch.nn.Identity()
+    assert isinstance(model.visual.tower.act2, torch.nn.Identity)
+    model.visual.attnpool = torch.nn.Identity()
+    assert model.encode_image(image).shape == (1, 512, 2, 2)
 
 
 def test_methods_of_openais_class(reference, model):
