@@ -186,7 +186,8 @@ def old_augmentations():
 
     class Padded(K.RandomPerspective):
         def apply_transform(self, input, params, transform=None):
-            mode = self.flags["resample"].name.lower()
+            mode = self.resample.name.lower()
+            assert self.align_corners is self.flags["align_corners"]
             size = input.shape[-2:]
             return kornia.geometry.transform.warp_perspective(input, transform, size, mode=mode)
 
@@ -401,7 +402,8 @@ def test_a_programs_copy_of_clip_is_ours_too(program, capsys):
     import deep_daze
 
     model, transform = deep_daze.load("ViT-B/32", jit=False, device="cpu")
-    assert model.name == "clipag-mini" and deep_daze.tokenize("an apple").shape == (1, 77)
+    tokens = deep_daze.tokenize("an apple")
+    assert model.name == "clipag-mini" and tokens.shape == (1, 77) and tokens.dtype == torch.int64
     # Its `load` returns a transform of tensors, which keeps the gradient.
     images = torch.rand(2, 3, 224, 224, requires_grad=True)
     model.encode_image(transform(images)).sum().backward()

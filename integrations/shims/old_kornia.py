@@ -29,6 +29,7 @@ def patch(patches: Patches, module: ModuleType) -> None:
                     augmentation, "__init__", _accept_return_transform(patches, constructor)
                 )
     patches.set(base, "__call__", _with_matrices(base.__call__))
+    patches.set(base, "__getattr__", _flags_as_attributes(base.__getattr__))
     _adapt_subclasses(patches, base)
 
 
@@ -62,6 +63,17 @@ def _with_matrices(real: Any) -> Any:
         return changed, matrix if before is None else matrix @ before
 
     return call
+
+
+def _flags_as_attributes(real: Any) -> Any:
+    """Wrap `__getattr__` so that `resample` and other flags are attributes, as before 0.6."""
+
+    @wraps(real)
+    def getattribute(self: Any, name: str) -> Any:
+        flags = vars(self).get("flags", {})
+        return flags[name] if name in flags else real(self, name)
+
+    return getattribute
 
 
 def _adapt_subclasses(patches: Patches, base: type) -> None:

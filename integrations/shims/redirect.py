@@ -119,6 +119,8 @@ def _replace_clip(patches: Patches, model: str, on_cpu: bool) -> None:
         ours = import_ours("clip").clip
         vars(module).update({k: v for k, v in vars(ours).items() if not k.startswith("__")})
         vars(module)["load"] = partial(_load_for_tensors, ours.load)
+        # The copies are of a time when tokens were int64.
+        vars(module)["tokenize"] = lambda *texts, **options: ours.tokenize(*texts, **options).long()
         patches.report(f"import {module.__name__} gives {OUR_CLIP}")
         return module
 
