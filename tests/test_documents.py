@@ -101,6 +101,16 @@ def test_the_readmes_python_runs(model, tmp_path, monkeypatch):
     assert names["ascent"].images.shape == (1, 3, 64, 64)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_the_export_of_the_document_works(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(TEXTS["docs/models.md"], "python")
+    exec(code, {})
+    assert (tmp_path / "visual.onnx").is_file()
+
+
 def test_the_canvas_of_the_guide_works(model):
     """design.md, "How to add a canvas", as it stands there."""
     code, test = (code for code in blocks(TEXTS["docs/design.md"], "python") if "Mosaic" in code)
