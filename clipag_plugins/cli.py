@@ -20,8 +20,8 @@ from .commands import (
     vqgan,
     weights,
 )
+from .commands.canvas_options import join_sizes
 from .commands.messages import as_options
-from .commands.options import join_sizes
 from .errors import INTERRUPTED, ClipagError
 
 EPILOG = """\

@@ -36,7 +36,7 @@ class Masked:
     def read(self, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Return the picture (1, 3, H, W) and the weight of the change (1, 1, H, W), in [0, 1].
 
-        The weight is 0 wherever the mask is black, and it rises softly inside the white part.
+        The weight is that of `weight_of`.
 
         Args:
             size: (width, height) that the picture is cropped and scaled to; by default its own.
@@ -45,21 +45,32 @@ class Masked:
             ClipagError: a file cannot be read, the picture is too small or too large, or nothing
                 in the mask is white.
         """
-        picture, mask = _open(self.picture), _open(self.mask)
+        picture = _open(self.picture)
         size = picture.size if size is None else size
         if min(size) < SMALLEST or max(size) > LARGEST:
             raise ClipagError(
                 f"The picture has {size[0]} × {size[1]} pixels: sides from {SMALLEST} to {LARGEST} "
                 "can be drawn, so shrink it, or set `size`."
             )
-        white = mask.convert("L").resize(size, Image.Resampling.BILINEAR)
-        blurred = white.filter(ImageFilter.GaussianBlur(SEAM * min(size)))
-        # At the border of the white part the blurred mask is one half; inside it rises to one.
-        inside = (2 * _grey(blurred) - 1).clamp(0, 1)
-        weight = inside * _grey(white)
-        if not (weight > 0).any():
-            raise ClipagError("The mask has no white part: paint white what should change.")
-        return from_pil(picture, size)[None], weight
+        return from_pil(picture, size)[None], weight_of(self.mask, size)
+
+
+def weight_of(mask: str | Path | Image.Image, size: tuple[int, int]) -> Tensor:
+    """Return the weight of the change (1, 1, H, W), in [0, 1], of a mask scaled to (width, height).
+
+    It is 0 wherever the mask is black, and rises softly inside the white part.
+
+    Raises:
+        ClipagError: the mask cannot be read, or nothing in it is white.
+    """
+    white = _open(mask).convert("L").resize(size, Image.Resampling.BILINEAR)
+    blurred = white.filter(ImageFilter.GaussianBlur(SEAM * min(size)))
+    # At the border of the white part the blurred mask is one half; inside it rises to one.
+    inside = (2 * _grey(blurred) - 1).clamp(0, 1)
+    weight = inside * _grey(white)
+    if not (weight > 0).any():
+        raise ClipagError("The mask has no white part: paint white what should change.")
+    return weight
 
 
 def _open(picture: str | Path | Image.Image) -> Image.Image:

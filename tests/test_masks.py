@@ -80,3 +80,28 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, picture, mask):
         assert file.info["mask"] == "mask.png" and file.info["tries"] == "1"
     assert main([*command, "--mask", "mask.png", "--out", "other.png"]) == 2
     assert "--mask mask.png needs a picture" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["vqgan", "a cat", "--steps", "2", "--init", "photo.png"],
+        ["style", "photo.png", "a fire", "--steps", "2", "--patches", "2"],
+        ["style", "photo.png", "a fire", "--steps", "2", "--patches", "2", "--no-network"],
+    ],
+)
+def test_vqgan_and_style_take_it_too(tmp_path, monkeypatch, picture, mask, command):
+    from clipag_plugins.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    picture.save("photo.png")
+    mask.save("mask.png")
+    assert main([*command, "--mask", "mask.png", "--out", "new.png"]) == 0
+    black = np.asarray(mask) == 0
+    with Image.open("new.png") as file:
+        drawn = np.asarray(file.convert("RGB"), int)
+        assert file.info["mask"] == "mask.png"
+    before = np.asarray(picture, int)
+    assert (drawn[black] == before[black]).all()
+    assert (drawn[~black] != before[~black]).any()

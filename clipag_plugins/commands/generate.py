@@ -1,10 +1,9 @@
 """clipag generate: pixels, by ascent alone."""
 
 import argparse
-from pathlib import Path
 
 from ..defaults import CANVASES
-from ..errors import ClipagError
+from .canvas_options import add_mask, check_mask
 from .options import (
     Commands,
     add_picture_options,
@@ -55,12 +54,7 @@ def add(commands: Commands) -> None:
         metavar="gmm|noise|IMAGE|MIXTURE",
         help="where to start (default: %(default)s)",
     )
-    add(
-        "--mask",
-        type=Path,
-        metavar="IMAGE",
-        help="with --init IMAGE: change only what is white in this mask; the rest stays as it is",
-    )
+    add_mask(generate)
     add(
         "--tries",
         type=int,
@@ -84,8 +78,7 @@ def add(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.mask is not None and options.init in ("gmm", "noise"):
-        raise ClipagError(f"--mask {options.mask} needs a picture to change: name one with --init.")
+    check_mask(options)
     seeds, pictures, outputs = plan(options, ".png")
 
     from ..hub import load_model

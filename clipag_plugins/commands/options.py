@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..arguments import FIRST_TOO_LARGE_SEED, RunOptions
-from ..defaults import MODEL, PRECISIONS, SIDE
+from ..defaults import MODEL, PRECISIONS
 from ..errors import INTERRUPTED, ClipagError, library
 from ..files import require_writable_folder, require_writable_or_creatable, slug
+from .canvas_options import add_size
 
 if TYPE_CHECKING:
     import torch
@@ -56,39 +57,6 @@ def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     add_run_options(command)
     add("--compile", action="store_true", help="torch.compile the model first: for GPUs")
     add_out(command, f"a {suffix} for one prompt", f"PROMPT-SEED{suffix}")
-
-
-def add_size(command: argparse.ArgumentParser, *aliases: str) -> None:
-    """Add --size: `options.size` is what `width_and_height` takes."""
-    command.add_argument(
-        "--size",
-        *aliases,
-        type=size,
-        default=SIDE,
-        metavar="W[ H]",
-        help=f"width and height in pixels, or one number for a square (default: {SIDE})",
-    )
-
-
-def size(text: str) -> int | tuple[int, ...]:
-    """Read "224" or "640x360", which `join_sizes` makes of 640 360, as argparse's `type`."""
-    sides = tuple(map(int, text.split("x")))
-    return sides[0] if len(sides) == 1 else sides
-
-
-def join_sizes(arguments: Sequence[str]) -> list[str]:
-    """Join the numbers after --size or -s to one value, 640x360.
-
-    An option that may take two values would also take the prompt behind it.
-    """
-    joined: list[str] = []
-    for argument in arguments:
-        is_size = len(joined) > 1 and joined[-2] in ("--size", "-s")
-        if is_size and argument.isdecimal() and joined[-1].replace("x", "").isdecimal():
-            joined[-1] += f"x{argument}"
-        else:
-            joined.append(argument)
-    return joined
 
 
 def add_out(command: argparse.ArgumentParser, one: str, default: str, *aliases: str) -> None:

@@ -85,6 +85,8 @@ def add(commands: Commands) -> None:
     add("--steps", type=int,
         help=f"updates (default: {STYLE_STEPS}; {STYLE_TRAINING_STEPS} to train on a folder)",
     )  # fmt: skip
+    add("--mask", type=Path, metavar="IMAGE",
+        help="style only what is white in this mask; the rest stays as it is")  # fmt: skip
     add("--strength", type=float, default=STYLE_STRENGTH,
         help="weight of the style (default: %(default)g)")  # fmt: skip
     add("--patches", type=int, default=STYLE_PATCHES,
@@ -130,23 +132,25 @@ def _style(options: argparse.Namespace) -> int:
     if options.keep_network and not options.network:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
-    import torch
-
     from ..arguments import check_extent
     from ..hub import load_model
     from ..integrations import clipstyler
+    from ..masks import weight_of
 
     losses = _losses(options)
     steps = STYLE_STEPS if options.steps is None else options.steps
     size = STYLE_SIZE if options.size is None else options.size
     check_extent(steps, size)
     model = load_model(options.model, choose_device(options.device))
-    torch.manual_seed(options.seed)
-    network = clipstyler.StyleNetwork() if options.keep_network else options.network
+    is_kept = options.keep_network
+    network = clipstyler.new_network(options.seed) if is_kept else options.network
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
         try:
             image, alpha = _read(photo, size)
+            mask = None
+            if options.mask is not None:
+                mask = weight_of(options.mask, (image.shape[2], image.shape[1]))
         except ClipagError as error:
             code = _skipped(error, photos)
             continue
@@ -157,6 +161,7 @@ def _style(options: argparse.Namespace) -> int:
             model,
             losses=losses,
             network=network,
+            mask=mask,
             steps=steps,
             seed=options.seed,
             callback=trajectory,
@@ -170,6 +175,7 @@ def _style(options: argparse.Namespace) -> int:
             "steps": ascent.steps,
             "network": "kept" if options.keep_network else "yes" if options.network else "none",
             **vars(losses),
+            **({} if options.mask is None else {"mask": options.mask}),
             **model_metadata(model, options.precision),
         }
         _save(ascent.images[0], alpha, path, metadata)

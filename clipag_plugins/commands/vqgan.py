@@ -11,18 +11,19 @@ from ..defaults import (
     CUT_METHODS,
     CUT_POWER,
     PUBLIC_VQGANS,
+    SIDE,
     VQGAN,
     VQGAN_STEPS,
 )
 from ..errors import ClipagError
 from ..files import require_writable_or_creatable
+from .canvas_options import add_mask, add_size, check_mask
 from .options import (
     Commands,
     add_model,
     add_out,
     add_run_options,
     add_seed,
-    add_size,
     choose_device,
     command,
     exit_code,
@@ -36,6 +37,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..integrations.vqgan import VqganSettings
+    from ..masks import Masked
 
 # Where generate.py's -vid, or --video without a name, writes the frames.
 FRAMES = Path("steps")
@@ -73,6 +75,7 @@ def add(commands: Commands) -> None:
         help="updates, over all scenes (default: %(default)s)")  # fmt: skip
     add_seed(vqgan, "-sd")
     add_size(vqgan, "-s")
+    vqgan.set_defaults(size=None)  # 224, but with --mask the size of the picture
     add("-cuts", "--views", "--num_cuts", type=int,
         help="views an update (default: what suits the VQGAN)")  # fmt: skip
     add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
@@ -92,6 +95,7 @@ def add(commands: Commands) -> None:
     add("-cpe", "--change-every", "--change_prompt_every", type=int, metavar="STEPS",
         help="steps of a scene; after the last scene the first follows again (default: the steps "
         "are divided equally)")  # fmt: skip
+    add_mask(vqgan)
     add_run_options(vqgan, has_bare_video=True)
     add("--frames", type=Path, metavar="DIR",
         help="write every step as a numbered PNG, and say how ffmpeg joins them")  # fmt: skip
@@ -119,9 +123,10 @@ def _run(options: argparse.Namespace) -> int:
 
     generator = vqgan.load_vqgan(options.vqgan, options.vqgan_config)
     settings = _settings(options, vqgan.settings_for(generator))
+    size = _size(options)
     model = load_model(options.model, choose_device(options.device))
     for prompt, path in zip(prompts, outputs, strict=True):
-        metadata = _metadata(options, prompt, settings)
+        metadata = _metadata(options, prompt, settings, size)
         metadata |= model_metadata(model, options.precision)
         trajectory = new_trajectory(options, options.steps)
         frames = None if options.frames is None else Frames(options.frames, path.stem, metadata)
@@ -132,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
             image_prompts=options.image_prompts,
             steps=options.steps,
             seed=options.seed,
-            size=width_and_height(options.size),
+            size=size,
             settings=settings,
             callback=in_turn(trajectory, frames),
             options=run_options(options),
@@ -156,7 +161,8 @@ def _outputs(options: argparse.Namespace, prompts: list[str]) -> list[Path]:
         if prompt or not options.image_prompts:
             parse_scenes(prompt)
     image_prompts = parse_pictures(options.image_prompts) if options.image_prompts else []
-    sources = [picture.text for picture in image_prompts] + [options.init or ""]
+    check_mask(options)
+    sources = [picture.text for picture in image_prompts] + [options.init or "", options.mask or ""]
     pictures = [(prompt, options.seed) for prompt in prompts]
     companions = recording_files(options, len(pictures))
     if options.frames is not None:
@@ -179,15 +185,32 @@ def _settings(options: argparse.Namespace, defaults: "VqganSettings") -> "VqganS
         "power": options.cut_power,
     }
     return VqganSettings(
-        defaults.init if options.init is None else options.init,
+        _init(options, defaults),
         defaults.rate if options.rate is None else options.rate,
         Cutouts(**{name: value for name, value in cutouts.items() if value is not None}),
         options.change_every,
     )
 
 
+def _size(options: argparse.Namespace) -> tuple[int, int]:
+    """Return the width and height of --size, or of the picture behind a mask, or the default."""
+    if options.size is not None or options.mask is None:
+        return width_and_height(SIDE if options.size is None else options.size)
+    from ..pictures import read_picture
+
+    return read_picture(Path(options.init)).size
+
+
+def _init(options: argparse.Namespace, defaults: "VqganSettings") -> "str | Path | Masked":
+    if options.mask is None:
+        return defaults.init if options.init is None else str(options.init)
+    from ..masks import Masked
+
+    return Masked(options.init, options.mask)
+
+
 def _metadata(
-    options: argparse.Namespace, prompt: str, settings: "VqganSettings"
+    options: argparse.Namespace, prompt: str, settings: "VqganSettings", size: tuple[int, int]
 ) -> dict[str, object]:
     """Return what a picture says about itself, without empty values."""
     metadata = {
@@ -195,10 +218,11 @@ def _metadata(
         "image prompts": options.image_prompts,
         "prefix": options.prefix,
         "seed": options.seed,
-        "size": "{} {}".format(*width_and_height(options.size)),
+        "size": "{} {}".format(*size),
         "vqgan": options.vqgan,
         "views": settings.views,
-        "init": settings.init,
+        "init": options.init if options.mask is not None else settings.init,
+        "mask": options.mask,
         "rate": settings.rate,
         "change every": settings.change_every,
     }

@@ -1,7 +1,7 @@
 """CLIPStyler: repaint a photo in the style of a text (Kwon & Ye, CVPR 2022)."""
 
 from clipag_plugins.integrations.clipstyler.content import ContentLoss, features_of, tower_features
-from clipag_plugins.integrations.clipstyler.network import StyleNetwork
+from clipag_plugins.integrations.clipstyler.network import StyleNetwork, new_network
 from clipag_plugins.integrations.clipstyler.styling import (
     Losses,
     StyleCanvas,
@@ -17,6 +17,7 @@ __all__ = [
     "StyleNetwork",
     "apply",
     "features_of",
+    "new_network",
     "style",
     "tower_features",
     "train",

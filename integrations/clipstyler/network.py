@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from clipag_plugins.architecture import check_tensors
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
+from clipag_plugins.streams import draw_from
 
 STRIDE = 8  # of the deepest level
 WIDEST = 256
@@ -72,6 +73,12 @@ class _Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = F.relu(self.norm(self.convolution(x)))
         return y
+
+
+def new_network(seed: int) -> StyleNetwork:
+    """Return an untrained network, whose weights are drawn from the seed."""
+    with draw_from(torch.Generator().manual_seed(seed)):
+        return StyleNetwork()
 
 
 def save(network: StyleNetwork, path: Path, metadata: dict[str, str]) -> None:

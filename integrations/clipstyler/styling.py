@@ -32,7 +32,8 @@ from clipag_plugins.defaults import (
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide
 from clipag_plugins.integrations.clipstyler.content import ContentLoss, features_of
-from clipag_plugins.integrations.clipstyler.network import StyleNetwork
+from clipag_plugins.integrations.clipstyler.network import StyleNetwork, new_network
+from clipag_plugins.masks import MaskedCanvas
 from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.targets import Target, image_target, style_target
 from clipag_plugins.views import Views, one_view
@@ -172,6 +173,7 @@ def style(
     *,
     losses: Losses = Losses(),
     network: StyleNetwork | bool = True,
+    mask: Tensor | None = None,
     steps: int = STYLE_STEPS,
     seed: int = 0,
     callback: Callback | None = None,
@@ -186,6 +188,8 @@ def style(
         losses: the weights of the loss terms.
         network: True trains a new style network; a given one is trained further, in place; False
             changes the pixels themselves.
+        mask: (1, 1, H, W) in [0, 1], as `masks.weight_of` returns it: how much each pixel may
+            change. By default all of them.
         steps: number of updates.
         seed: the same seed gives the same picture on the same machine.
         callback: as for `ascend`.
@@ -204,12 +208,13 @@ def style(
     check_sides(content)
     target = losses.target(model, text, content[0], options.truncate)
     guide, penalties = losses.build(model, [target], content, seed, options)
-    torch.manual_seed(seed)
     canvas: Canvas
     if network is False:
         canvas = PixelCanvas(content, STEP_SIZE)
     else:
-        canvas = StyleCanvas(content, None if network is True else network)
+        canvas = StyleCanvas(content, new_network(seed) if network is True else network)
+    if mask is not None:
+        canvas = MaskedCanvas(canvas, content, mask.to(content))
     return ascend(canvas, guide, steps, None, callback, options.progress, penalties)
 
 
@@ -260,9 +265,8 @@ def train(
     if not photos:
         raise ClipagError("There is no photo to train on.")
     (seed,) = seeds_of(seed)
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    network, optimizer = StyleNetwork().to(model.device), None
+    network, optimizer = new_network(seed).to(model.device), None
     direction: Target | None = None
     ascent: Ascent | None = None
     done = 0

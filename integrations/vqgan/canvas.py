@@ -24,6 +24,7 @@ from clipag_plugins.guide import Guide, MakeViews
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_pictures, parse_scenes
 from clipag_plugins.integrations.vqgan.weights import is_embedded
+from clipag_plugins.masks import Masked, MaskedCanvas, WholeAndPart
 from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.sampler import starting_images
 from clipag_plugins.targets import Target, image_target, text_target
@@ -35,7 +36,8 @@ class VqganSettings:
 
     Args:
         init: "gmm" (the start of `generate` that is most like the first scene), or "noise",
-            "pixels", "gradient" or a picture: see `starting_latent`.
+            "pixels", "gradient" or a picture: see `starting_latent`. Or `Masked`: only the white
+            part of its mask changes.
         rate: learning rate of Adam.
         views: what the guide sees.
         change_every: updates of a scene; after the last scene the first one follows again. By
@@ -45,7 +47,7 @@ class VqganSettings:
         ClipagError: a number is out of its range.
     """
 
-    init: str | Path
+    init: str | Path | Masked
     rate: float
     views: MakeViews
     change_every: int | None = None
@@ -77,7 +79,7 @@ def draw(
     image_prompts: str = "",
     steps: int = VQGAN_STEPS,
     seed: int = 0,
-    size: tuple[int, int] = (SIDE, SIDE),
+    size: tuple[int, int] | None = None,
     settings: VqganSettings | None = None,
     callback: Callback | None = None,
     options: RunOptions = RunOptions(),
@@ -92,7 +94,8 @@ def draw(
         image_prompts: `path:weight:stop | …`, pictures that every scene should look like.
         steps: number of updates, over all scenes.
         seed: the same seed gives the same picture on the same machine.
-        size: (width, height) in pixels.
+        size: (width, height) in pixels; by default 224 × 224, or the picture's own size if
+            `settings.init` is `Masked`.
         settings: by default `settings_for(vqgan)`.
         callback: as for `ascend`; steps are counted over all scenes.
         options: precision, memory, compilation and progress bar.
@@ -109,10 +112,9 @@ def draw(
     (seed,) = seeds_of(seed)
     settings = settings or settings_for(vqgan)
     targets = _scene_targets(model, prompt, image_prompts, options.truncate)
-    is_mixture = settings.init == "gmm"
-    start = _mixture_start(targets[0], model, size, seed) if is_mixture else settings.init
-    latent = starting_latent(vqgan, size, start, seed).to(model.device)
-    canvas = VqganCanvas(vqgan.to(model.device), latent, size, settings.rate)
+    canvas, views = _canvas_and_views(
+        settings, vqgan.to(model.device), model, targets[0], size, seed
+    )
     optimizer = canvas.optimizer()  # one for all scenes, so that its moments are kept
     done = 0
 
@@ -124,7 +126,7 @@ def draw(
         guide = Guide(
             model,
             [targets[scene]],
-            settings.views,
+            views,
             seeds=[seed + done],
             spherical=True,
             options=options,
@@ -133,6 +135,29 @@ def draw(
         done += ascent.steps
         if ascent.steps < length or done == steps:
             return replace(ascent, steps=done)
+
+
+def _canvas_and_views(
+    settings: VqganSettings,
+    vqgan: nn.Module,
+    model: ClipagModel,
+    targets: Sequence[Target],
+    size: tuple[int, int] | None,
+    seed: int,
+) -> tuple[Canvas, MakeViews]:
+    """Return the canvas at its start, behind a mask if there is one, and the guide's views."""
+    if isinstance(settings.init, Masked):
+        picture, weight = (part.to(model.device) for part in settings.init.read(size))
+        size = (picture.shape[3], picture.shape[2])
+        latent = starting_latent(vqgan, size, picture[0], seed).to(model.device)
+        canvas = VqganCanvas(vqgan, latent, size, settings.rate)
+        return MaskedCanvas(canvas, picture, weight), WholeAndPart(settings.views, weight)
+    size = size or (SIDE, SIDE)
+    start: str | Path | Tensor = settings.init
+    if start == "gmm":
+        start = _mixture_start(targets, model, size, seed)
+    latent = starting_latent(vqgan, size, start, seed).to(model.device)
+    return VqganCanvas(vqgan, latent, size, settings.rate), settings.views
 
 
 def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tuple[int, int]:
