@@ -80,8 +80,10 @@ CONTAINERS = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("kind", ["vit", "mini"])
+@pytest.mark.parametrize(
+    ("kind", "container"),
+    [*(("vit", container) for container in CONTAINERS), ("mini", "nested"), ("mini", "model.")],
+)
 def test_checkpoints_of_training_code(kind, container, tmp_path):
     theirs = make(kind)
     torch.save(CONTAINERS[container](theirs.state_dict()), tmp_path / "epoch_3.pt")
