@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+LONGEST_MESSAGE = 2000  # characters
 INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 
 
@@ -14,7 +15,21 @@ class ClipagError(Exception):
 
     Messages put argument names in backticks: "`max_views` is 0: …". The command line shows them as
     options ("--max-views is 0: …"), without a traceback, and exits with 2.
+
+    Messages quote files from anywhere. So they become one line, without characters that a terminal
+    obeys, and only so long that a screen holds them: if need be the middle is left out.
     """
+
+    def __init__(self, message: str):
+        line = "".join(map(_printable, message))
+        half = LONGEST_MESSAGE // 2
+        super().__init__(line if len(line) <= 2 * half else f"{line[:half]} … {line[-half:]}")
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else repr(character)[1:-1]
 
 
 class UnknownModelError(ClipagError, RuntimeError):

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +15,11 @@ from tqdm import tqdm
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import processes
+from clipag_plugins.untrusted import READER_ERRORS
 
-# What torch.load raises for bytes that are no whole checkpoint. OSError is not among them: the file
-# may be whole, and only out of reach.
-DAMAGED = (EOFError, LookupError, RuntimeError, ValueError, pickle.UnpicklingError)
+# What reading bytes raises that are no whole checkpoint. OSError is not among them: the file may be
+# whole, and only out of reach.
+DAMAGED = tuple({*READER_ERRORS} - {OSError, MemoryError})
 
 
 class Part(Protocol):
@@ -108,7 +108,7 @@ def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
     the one it has chosen.
 
     Raises:
-        ClipagError: a process cannot read the chosen checkpoint.
+        ClipagError: a process cannot read the chosen checkpoint, or it belongs to another run.
     """
     state: dict[str, Any] | None = None
     if processes.rank() == 0:
@@ -120,9 +120,13 @@ def restore_last(folder: Path, parts: Mapping[str, Any]) -> int:
                 # Under its old name it would count as the newest, and a good one would be pruned.
                 renamed = path.replace(path.with_suffix(".damaged"))
                 logging.getLogger(__name__).warning(
-                    "%s is damaged (%r): it was renamed to %s, and the one before it is used.",
-                    path, error, renamed.name,
+                    "%s is damaged (%s): it was renamed to %s, and the one before it is used.",
+                    path, type(error).__name__, renamed.name,
                 )  # fmt: skip
+            except OSError as error:
+                raise ClipagError(
+                    f"{path} cannot be read ({error}): check the disk, or remove the file."
+                ) from error
     (step, *_) = processes.gather(None if state is None else int(state["step"]))
     if step is None:
         return 0
@@ -151,12 +155,20 @@ def progress(start: int, steps: int, name: str) -> Iterator[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
+        raise ValueError("it holds no step")
     return state
 
 
 def _restore_parts(parts: Mapping[str, Any], state: dict[str, Any]) -> int:
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        try:
+            part.load_state_dict(state[name])
+        except DAMAGED as error:
+            raise ClipagError(
+                f"The {name} of the checkpoint of step {state['step']} is not that of this run "
+                f"({type(error).__name__}): start in another folder, or remove the checkpoint."
+            ) from error
     return int(state["step"])
 
 

@@ -8,6 +8,7 @@ from the config's own folder. It then holds what differs. Tables are merged key 
 import contextlib
 import dataclasses
 import difflib
+import os
 import sys
 import types
 from collections.abc import Iterable, Sequence
@@ -54,16 +55,17 @@ def names() -> str:
 def _load(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """Read a file's values, merged into those of its bases; `above` are the files that led here."""
     path = folder / Path(name).expanduser()
-    if not path.is_file():
+    # os.path, not Path: a name that is too long counts as missing.
+    if not os.path.isfile(path):  # noqa: PTH113
         path = CONFIGS / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise ClipagError(f"There is no config {name!r}: name a .toml file, or {names()}.")
     path = path.resolve()
     if path in above:
         raise ClipagError(f"{path} is its own base: remove one `base`.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ClipagError(f"{path} is not valid TOML: {error}.") from error
     base = values.pop("base", None)
     if base is None:
@@ -142,9 +144,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is list and isinstance(value, list):
         return [_value(get_args(hint)[0], v, f"{where}.{i}") for i, v in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if hint is float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return fraction(value)
     plain = get_origin(hint) or hint
     if not isinstance(plain, type) or type(value) is not plain:

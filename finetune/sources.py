@@ -154,7 +154,7 @@ def _members(sample: dict[str, Any]) -> tuple[Any, Any]:
     try:
         metadata = json.loads(sample["json"])
         return picture, next((metadata[key] for key in CAPTION_KEYS if metadata.get(key)), None)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return picture, None
 
 
@@ -274,7 +274,7 @@ def _table(path: Path, source: Source) -> list[tuple[Path, str | None]]:
 def _json(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 

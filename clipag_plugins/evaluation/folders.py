@@ -73,11 +73,11 @@ def read_prompts(path: Path, count: int | None = None, seed: int = 0) -> list[st
             if is_coco
             else text.splitlines()
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        prompts = [" ".join(line.split()) for line in lines if line.strip()]
+    except (OSError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ClipagError(
             f"{path} is no text file with a prompt on each line, nor COCO's captions as .json."
         ) from error
-    prompts = [" ".join(line.split()) for line in lines if line.strip()]
     if not prompts:
         raise ClipagError(f"{path} has no prompt: write one on each line.")
     if count is None:

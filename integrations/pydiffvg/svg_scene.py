@@ -1,8 +1,8 @@
 """Read SVG into diffvg's shapes. svgelements parses units, styles, maps and `use`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
-from math import hypot
+from math import ceil, hypot, tau
 from pathlib import Path as File
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from clipag_plugins.integrations.pydiffvg.shapes import (
     Shape,
     ShapeGroup,
 )
+from clipag_plugins.integrations.pydiffvg.svg_limits import check_growth, refuse_damaged
 from clipag_plugins.integrations.pydiffvg.svg_tree import (
     is_visible,
     leave_out_undrawn,
@@ -36,6 +37,7 @@ from clipag_plugins.integrations.vector.paints import LinearGradient, RadialGrad
 _CLOSED_BELOW = 1e-5
 
 
+@refuse_damaged
 def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[ShapeGroup]]:
     """Read an SVG file.
 
@@ -59,6 +61,7 @@ def svg_to_scene(filename: str | File) -> tuple[int, int, list[Shape], list[Shap
         raise ClipagError(f"{filename} is not SVG: {error}.") from error
     if tag(root) != "svg":
         raise ClipagError(f"{filename} is not SVG: its root is <{tag(root)}>.")
+    check_growth(root, filename)
     box = root.get("viewBox", "").replace(",", " ").split()
     if len(box) == 4:
         root.set("width", box[2])
@@ -152,16 +155,27 @@ def _shapes(svg: ModuleType, element: Any) -> Sequence[Shape]:
 
 
 def _paths(svg: ModuleType, path: Any, force_close: bool = False) -> list[Path]:
-    path.approximate_arcs_with_cubics()
     paths = (_path(svg, part, force_close) for part in path.as_subpaths())
     return [path for path in paths if path is not None]
+
+
+def _without_arcs(svg: ModuleType, part: Any) -> Iterator[Any]:
+    """Yield the segments of a path with cubic curves for arcs.
+
+    They are svgelements' own curves, but its method for a whole path takes quadratic time.
+    """
+    for segment in part:
+        if isinstance(segment, svg.Arc):
+            yield from segment.as_cubic_curves(ceil(abs(segment.sweep) / (tau * 0.1)))
+        else:
+            yield segment
 
 
 def _path(svg: ModuleType, part: Any, force_close: bool) -> Path | None:
     points: list[Any] = []
     degrees: list[int] = []
     close = force_close
-    for segment in part:
+    for segment in _without_arcs(svg, part):
         if isinstance(segment, svg.Move):
             points.append(segment.end)
         elif isinstance(segment, svg.Close):
