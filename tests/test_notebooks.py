@@ -87,7 +87,7 @@ def test_commands_have_values_and_are_passed_over_whole(run_cells, tmp_path):
     assert names["text"] == "\n!not a command\n%neither is this\n"
     assert (names["number"], names["timed"], out) == (3, 4, "end\n")
     assert isinstance(names["shell"], str)
-    assert "!echo one" in report and "failed" not in report
+    assert "!echo one; !wget -q; !ls" in report and "failed" not in report
 
 
 def test_line_numbers_stay_right_behind_a_command(run_cells):

@@ -265,7 +265,7 @@ def _translate(statement: str, skipped: list[str]) -> str:
         rest = text[timing.end() :].strip() if kind == "%" else ""
         return f"{match['indent']}{rest or 'pass'}{end}"
     if not _is_done(kind, text):
-        skipped.append(statement.strip().splitlines()[0])
+        skipped.append(statement.strip().splitlines()[0].rstrip(" \\"))
     if kind.startswith("!"):
         method = "getoutput" if target else "system"
         call = f"get_ipython().{method}({text!r})"
