@@ -89,6 +89,10 @@ def bomb(path):
         (["apple", "--out", "missing/deeper/"], "no folder missing"),
         (["apple", "--out", "new/", "--steps", "0"], "--steps is 0"),
         (["apple", "--out", "photo.png", "--init", "photo.png"], "would replace"),
+        (
+            ["apple", "--init", "a.png", "--mask", "photo.png", "--out", "photo.png"],
+            "would replace",
+        ),
         (["apple", "--out", "apple.xyz"], ".xyz"),
         (["apple", "pear", "--out", "both.png"], "both.png"),
         (["apple", "--trajectory", "missing/steps"], "missing"),
@@ -119,6 +123,11 @@ def test_bad_input_is_one_sentence(run, tmp_path, arguments, message):
     *usage, last = result.stderr.splitlines()
     assert last.startswith("clipag") and (not usage or usage[0].startswith("usage: "))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_sizes_of_a_script_are_its_own(run, tmp_path):
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    assert run("run", "script.py", "-s", "256", "256").stdout == "['-s', '256', '256']\n"
 
 
 EMOJI = "🍎 🍏"

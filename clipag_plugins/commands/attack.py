@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 from ..arguments import fraction
 from ..defaults import MODEL, NORMS, SIDE
-from .options import DEVICE_HELP, Commands, choose_device, command, output_paths, seed_number
+from .options import (
+    DEVICE_HELP,
+    Commands,
+    add_out,
+    choose_device,
+    command,
+    output_paths,
+    seed_number,
+)
 
 if TYPE_CHECKING:
     from ..attack import ThreatModel
@@ -41,7 +49,7 @@ def add(commands: Commands) -> None:
     add("--seed", type=seed_number, default=0, help="of the random start (default: %(default)s)")
     add("--size", type=int, default=SIDE, help="side in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)
-    add("--out", type=Path, help="the .png to write (default: attack-TEXT-SEED.png)")
+    add_out(attack, "the .png to write", "attack-TEXT-SEED.png")
 
 
 def add_threat_model(parser: argparse.ArgumentParser) -> None:

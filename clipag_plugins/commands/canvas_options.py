@@ -29,10 +29,13 @@ def size(text: str) -> int | tuple[int, ...]:
 
 
 def join_sizes(arguments: Sequence[str]) -> list[str]:
-    """Join the numbers after --size or -s to one value, 640x360.
+    """Join the numbers after --size or -s of a command that draws to one value, 640x360.
 
-    An option that may take two values would also take the prompt behind it.
+    An option that may take two values would also take the prompt behind it. Other commands have
+    other such options: those of `clipag run` are a script's own.
     """
+    if not arguments or arguments[0] not in ("generate", "draw", "vqgan"):
+        return list(arguments)
     joined: list[str] = []
     for argument in arguments:
         is_size = len(joined) > 1 and joined[-2] in ("--size", "-s")

@@ -35,6 +35,7 @@ examples:
   clipag draw "a fox" --strokes 64 --width 4 12 --palette black,e63946,f1faee
   clipag draw "a sailboat" --init photo.jpg --negative "a messy sketch" --trajectory steps/
   clipag draw "a ship" --size 320 192 --background none        transparent
+  clipag draw "a snail" --video snail.mp4                      a film, a frame a step
   clipag draw "a violin" --model clip-mini --no-augment        the vanilla twin, unaugmented
 """
 

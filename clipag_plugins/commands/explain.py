@@ -79,7 +79,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed_number, default=0, help="of all random numbers (default: %(default)s)")
     add("--size", type=int, default=SIDE, help="side of a picture in pixels (default: %(default)s)")
     add("--device", help=DEVICE_HELP)
-    add("--out", type=Path, help="the .png to write")
+    add("--out", type=Path, help="the .png to write, which is replaced if it exists")
 
 
 def _explain(options: argparse.Namespace) -> int:
