@@ -451,6 +451,7 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
         (["style", "empty", "a fire", "--out", "o"], "There is no picture in empty"),
         (["style", "p.png", "one.png", "a fire"], "--out must name a folder"),
         (["style", "p.png", "a fire", "--out", "p.png"], "would replace"),
+        (["style", "p.png", "a fire", "--mask", "m.png", "--out", "m.png"], "would replace"),
         (["style", "p.png", "a fire", "--out", "o.jpg"], "written as .png"),
         (["style", "p.png", "a fire", "--size", "5"], "size is 5"),
         (["style", "p.png", "a fire", "--steps", "0"], "steps is 0"),
@@ -470,7 +471,7 @@ def test_train_and_apply(tmp_path, monkeypatch, capsys):
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, says):
     monkeypatch.chdir(tmp_path)
     picture().save("p.png")
-    picture().save("p.gif")
+    picture().save("m.png")
     Image.new("RGB", (1, 1)).save("one.png")
     picture().save("moving.gif", save_all=True, append_images=[picture("L"), picture("1")])
     (tmp_path / "empty").mkdir()

@@ -292,7 +292,8 @@ def _plan(
     companions = recording_files(options, len(photos))
     if len(inputs) == 1 and not inputs[0].is_dir():
         picture = (f"{inputs[0].stem} {style}", options.seed)
-        outputs = output_paths([picture], out, ".png", photos, companions)
+        sources = [*photos, options.mask or ""]
+        outputs = output_paths([picture], out, ".png", sources, companions)
     elif out is None or (out.suffix.lower() == ".png" and not out.is_dir()):
         raise ClipagError(f"--out must name a folder for {len(photos)} pictures.")
     else:
