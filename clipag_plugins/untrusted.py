@@ -53,7 +53,7 @@ def read(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise ClipagError(f"There is no file {path}: check the path.")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         content: Any = _read_safetensors(path)
     elif _is_torchscript(path):
         content = _read_torchscript(path)
@@ -116,6 +116,13 @@ def _is_dense(value: Any) -> bool:
         and value.layout == torch.strided
         and value.dtype in STORAGES.values()
     )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file is `.safetensors` by its name or by its first bytes."""
+    with _reading(path), path.open("rb") as file:
+        length, opening = int.from_bytes(file.read(8), "little"), file.read(1)
+    return path.suffix == ".safetensors" or (opening == b"{" and length < path.stat().st_size)
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Tensor]:

@@ -104,6 +104,14 @@ def test_a_models_own_state_dict(kind, tmp_path):
     assert_same(clip.load(str(tmp_path / "wrapped.pt"), device="cpu")[0], theirs)
 
 
+def test_a_safetensors_file_under_another_name(tmp_path):
+    theirs = make("vit")
+    publish.save_pretrained(theirs, tmp_path)
+    (tmp_path / "open_clip_model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    ours = clip.load(tmp_path / "pytorch_model.bin", device="cpu")[0]
+    assert torch.equal(ours.visual.proj, theirs.visual.proj)
+
+
 def test_several_clips_in_one_checkpoint(tmp_path):
     state = make("vit").state_dict()
     torch.save({**prefixed("student.", state), **prefixed("teacher.", state)}, tmp_path / "two.pt")
