@@ -248,6 +248,7 @@ def _empty(kind: str, params: Any, what: str) -> nn.Module:
         KeyError,
         TypeError,
         AttributeError,
+        NameError,
         ValueError,
         ArithmeticError,
         RuntimeError,
