@@ -119,5 +119,14 @@ def locked(tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def without_shims():
+    """Take back what a test installed: it would replace `clip.load` for the tests after it."""
+    yield
+    redirect = sys.modules.get("clipag_plugins.integrations.shims.redirect")
+    if redirect is not None:
+        redirect.uninstall()
+
+
+@pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

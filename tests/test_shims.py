@@ -17,12 +17,6 @@ from clipag_plugins.integrations import shims
 from clipag_plugins.integrations.shims import removed
 
 
-@pytest.fixture(autouse=True)
-def uninstalled():
-    yield
-    shims.uninstall()
-
-
 @pytest.fixture
 def script(tmp_path, run_process):
     """Write a script and run it under `clipag run`."""
