@@ -244,7 +244,9 @@ def test_setuptools_without_pkg_resources(hide):
 
 
 def test_pkg_resources_without_packaging(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "pkg_resources", raising=False)
+    # Set first, so that it is undone even where the module was not imported before.
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)
+    monkeypatch.delitem(sys.modules, "pkg_resources")
     (tmp_path / "pkg_resources.py").write_text("")  # setuptools 71 to 80 have one without packaging
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError):
