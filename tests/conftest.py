@@ -120,11 +120,22 @@ def locked(tmp_path):
 
 @pytest.fixture(autouse=True)
 def without_shims():
-    """Take back what a test installed: it would replace `clip.load` for the tests after it."""
+    """Take back what a test installed: it would change the tests after it.
+
+    Shims replace `clip.load`, and a script that is run in this process becomes its main module,
+    which processes started by *spawn* read again.
+    """
+    main, environment = sys.modules["__main__"], dict(os.environ)
+    attributes = dict(vars(main))
     yield
     redirect = sys.modules.get("clipag_plugins.integrations.shims.redirect")
     if redirect is not None:
         redirect.uninstall()
+    sys.modules["__main__"] = main
+    vars(main).clear()
+    vars(main).update(attributes)
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(autouse=True)

@@ -134,6 +134,7 @@ EMOJI = "🍎 🍏"
 LONG = "a very detailed oil painting of a fox that runs over a meadow, "  # as long as a name may be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prompts", "names"),
     [
@@ -149,6 +150,7 @@ def test_default_names_replace_no_picture_of_an_earlier_run(run, tmp_path, promp
     assert [Image.open(tmp_path / name).text["prompt"] for name in names] == prompts
 
 
+@pytest.mark.slow
 def test_a_drawing_does_not_replace_a_picture_of_pixels(run, tmp_path):
     assert run("generate", "a fox", *FAST).stdout == "a-fox-0.png\n"
     before = (tmp_path / "a-fox-0.png").read_bytes()
@@ -184,6 +186,7 @@ def test_links_and_folders_are_not_replaced(run, tmp_path):
     assert (tmp_path / "apple-1.png").is_symlink() and not (tmp_path / "elsewhere.png").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_out_names_is_replaced(run, tmp_path):
     for prompt in ("a fox", "a bus"):
         assert run("generate", prompt, *FAST, "--out", "o.png").stdout == "o.png\n"
@@ -200,6 +203,7 @@ def frames_of(path):
         return np.stack(frames), stream.average_rate
 
 
+@pytest.mark.slow
 def test_a_film_has_a_frame_for_each_step(run, tmp_path):
     small = ("--steps", "3", "--size", "64", "--tries", "2", "--views", "1")
     result = run("generate", "a fox", *small, "--video", "fox.mp4")

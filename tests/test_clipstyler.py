@@ -273,6 +273,7 @@ def test_a_photo_nears_the_style(model, photo, network):
     assert guide.loss(images).item() < before - 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [True, False], ids=["network", "pixels"])
 def test_content_is_kept_as_much_as_it_weighs(model, photo, network):
     def changed(weight):
@@ -401,6 +402,7 @@ def test_a_folder_of_frames(tmp_path, monkeypatch, capsys):
     assert "f3.jpg is not a picture" in said.err and "Traceback" not in said.err
 
 
+@pytest.mark.slow
 def test_photos_and_films_of_an_earlier_run_are_not_replaced(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("p.png", "p.gif"):

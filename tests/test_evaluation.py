@@ -206,6 +206,7 @@ def test_eval_writes_resumes_and_names_what_is_missing(folder, capsys, monkeypat
     assert json.loads((folder / "evaluation" / "drawings.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_rivals_by_aesthetics(folder, capsys):
     torch.manual_seed(0)
     torch.save(nn.Linear(384, 1).state_dict(), "head.pth")
@@ -235,6 +236,7 @@ def test_a_report_is_utf_8_in_any_locale(tmp_path):
     assert "LPIPS × 100" in (tmp_path / "drawings.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_table1_cuts_long_prompts(folder):
     (folder / "prompts.txt").write_text("a dog\n" + "a long " * 90 + "\n")
     small = ["--judge", "clip-mini", "--steps", "1", "--strokes", "2", "--device", "cpu"]

@@ -207,6 +207,7 @@ def test_a_resumed_run_keeps_its_precision(shards, tmp_path):
     assert_same_training(whole, resumed)
 
 
+@pytest.mark.slow
 def test_a_tower_of_another_shape_is_trained_and_loads_again(shards, tmp_path):
     # A name of the package's lends no licence and no threat model.
     for name, recompute in (("clipag-mini", False), ("twice", True)):
@@ -258,6 +259,7 @@ def test_dreams_stages_and_a_learnt_temperature_resume_exactly(shards, tmp_path)
     assert "dreams" in (tmp_path / "whole" / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_with_other_data_or_another_text_tower_is_not_resumed(shards, tmp_path):
     table = tmp_path / "t.csv"
     pairs = "".join(f"{number}.png,a pear\n" for number in range(16))

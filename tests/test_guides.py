@@ -24,6 +24,7 @@ def test_the_loss_is_the_mean_and_so_is_its_gradient(model, vanilla):
     assert both.readout(losses)[0] == "similarity"
 
 
+@pytest.mark.slow
 def test_two_models_draw_what_both_see(model, vanilla):
     options = {"steps": 4, "tries": 1, "size": 48, "views": 1, "options": QUIET}
     alone, both = (

@@ -103,6 +103,7 @@ def local_hub(server, tmp_path, monkeypatch):
 # Folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, *OTHERS.values()], ids=["plain", *OTHERS])
 def test_a_folder_there_and_back(config, tmp_path):
     theirs = published(tmp_path / "from", config)
@@ -197,6 +198,7 @@ def test_weights_under_each_name_load_offline(
         clip.load_model("chs20/other")
 
 
+@pytest.mark.slow
 def test_an_embedded_model_of_the_hub_loads_offline(local_hub, model, monkeypatch):
     model.push_to_hub("me/mine", token="hf_secret")
     clip.load_model("me/mine")

@@ -313,6 +313,7 @@ def test_cutouts_that_are_none(wrong):
 # Drawing
 
 
+@pytest.mark.slow
 def test_a_story_in_scenes(model, tiny):
     seen = []
 
