@@ -24,6 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LARGEST_FILE = 100_000  # bytes of a config
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -63,6 +64,8 @@ def _load(name: str, folder: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in above:
         raise ClipagError(f"{path} is its own base: remove one `base`.")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ClipagError(f"{path} has more than {LARGEST_FILE:,} bytes: name a config.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -126,7 +126,7 @@ def without_shims():
     which processes started by *spawn* read again.
     """
     main, environment = sys.modules["__main__"], dict(os.environ)
-    attributes = dict(vars(main))
+    attributes, path, arguments = dict(vars(main)), list(sys.path), list(sys.argv)
     yield
     redirect = sys.modules.get("clipag_plugins.integrations.shims.redirect")
     if redirect is not None:
@@ -136,6 +136,7 @@ def without_shims():
     vars(main).update(attributes)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:], sys.argv[:] = path, arguments
 
 
 @pytest.fixture(autouse=True)
