@@ -18,8 +18,10 @@ demo: $(VENV)/installed
 check: lint
 	$(PYTEST) -m "not slow"
 
+# The fuzzer measures the time and memory of its process, so it has processes of its own.
 test: $(VENV)/installed-test
-	$(PYTEST)
+	$(PYTEST) --ignore tests/test_fuzz.py
+	$(PYTEST) tests/test_fuzz.py
 
 # mypy reads the types of the libraries that the tests use.
 lint: $(VENV)/installed-test $(VENV)/installed-lint
