@@ -51,14 +51,18 @@ def width_and_height(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2:
         raise ClipagError(f"`size` has {len(sides)} numbers: give one side, or width and height.")
     for side in sides:
-        check_extent(1, side)
+        check_side(side)
     return sides
 
 
-def check_extent(steps: int, size: int) -> None:
-    """Raise ClipagError unless there is at least one step and the size can be drawn."""
+def check_steps(steps: int) -> None:
+    """Raise ClipagError unless there is at least one step."""
     if steps < 1:
         raise ClipagError(f"`steps` is {steps}: an ascent takes at least 1.")
+
+
+def check_side(size: int) -> None:
+    """Raise ClipagError unless a picture's side can be drawn."""
     if not SMALLEST <= size <= LARGEST:
         raise ClipagError(f"`size` is {size}: choose a side from {SMALLEST} to {LARGEST} pixels.")
 

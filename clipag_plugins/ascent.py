@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import check_steps
 from .canvas import Canvas, Optimizer
-from .errors import ClipagError
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
 Penalty = Callable[[Tensor], Tensor]
@@ -79,8 +79,7 @@ def ascend(
     Raises:
         ClipagError: `steps` is less than 1.
     """
-    if steps < 1:
-        raise ClipagError(f"`steps` is {steps}: an ascent takes at least 1.")
+    check_steps(steps)
     optimizer = optimizer or canvas.optimizer()
     images = canvas.render()
     best = images.detach().clamp(0, 1)

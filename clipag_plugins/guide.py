@@ -140,23 +140,23 @@ class Guide:
         losses = images.new_empty(len(images), dtype=torch.float32)
         gradient = torch.empty_like(images) if needs_gradient else None
         images_at_once = max(1, self.max_views // make_views.count)
-        with self._streams.step() as open_stream:
-            for numbers in torch.arange(len(images)).split(images_at_once):
-                part = images[numbers].requires_grad_(needs_gradient)
-                with torch.set_grad_enabled(needs_gradient):
-                    views, weights = self._make_views(part, numbers, make_views, open_stream)
-                view_losses, view_gradient = self._encode_and_compare(
-                    views.detach().flatten(0, 1),
-                    numbers.repeat_interleave(make_views.count),
-                    weights.float().repeat(len(numbers)),
-                    needs_gradient,
-                )
-                losses[numbers] = view_losses.view(len(numbers), -1).sum(dim=1)
-                if gradient is not None and view_gradient is not None:
-                    # Scalar product instead of `grad_outputs`: that path imports sympy (slow).
-                    with torch.enable_grad():
-                        product = (views * view_gradient.view_as(views)).sum()
-                    (gradient[numbers],) = torch.autograd.grad(product, part)
+        open_stream = self._streams.step()
+        for numbers in torch.arange(len(images)).split(images_at_once):
+            part = images[numbers].requires_grad_(needs_gradient)
+            with torch.set_grad_enabled(needs_gradient):
+                views, weights = self._make_views(part, numbers, make_views, open_stream)
+            view_losses, view_gradient = self._encode_and_compare(
+                views.detach().flatten(0, 1),
+                numbers.repeat_interleave(make_views.count),
+                weights.float().repeat(len(numbers)),
+                needs_gradient,
+            )
+            losses[numbers] = view_losses.view(len(numbers), -1).sum(dim=1)
+            if gradient is not None and view_gradient is not None:
+                # Scalar product instead of `grad_outputs`: that path imports sympy (slow).
+                with torch.enable_grad():
+                    product = (views * view_gradient.view_as(views)).sum()
+                (gradient[numbers],) = torch.autograd.grad(product, part)
         return losses, gradient
 
     def _make_views(

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .arguments import check_extent
+from .arguments import check_side
 from .errors import ClipagError
 from .files import write_beside
 
@@ -68,7 +68,7 @@ def read_square(path: Path, side: int) -> Tensor:
     Raises:
         ClipagError: the file cannot be read, or `side` is out of range.
     """
-    check_extent(1, side)
+    check_side(side)
     return from_pil(read_picture(path), (side, side))
 
 

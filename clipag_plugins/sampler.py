@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import mixture
-from .arguments import RunOptions, check_extent, check_views, seeds_of, width_and_height
+from .arguments import RunOptions, check_steps, check_views, seeds_of, width_and_height
 from .ascent import Ascent, Callback, ascend
 from .base import INPUT_RESOLUTION, ClipagModel, embed_images
 from .canvas import Canvas, PixelCanvas, ThresholdedCanvas
@@ -122,7 +122,7 @@ def settings_for(
     is_small = model.visual.native_size < INPUT_RESOLUTION
     settings = EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
     steps = settings.steps if steps is None else steps
-    check_extent(steps, SIDE)
+    check_steps(steps)
     check_views(views)
     if canvas not in (None, *CANVASES):
         raise ClipagError(f"`canvas` is {canvas!r}: choose from {', '.join(CANVASES)}.")

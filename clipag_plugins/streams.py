@@ -71,11 +71,10 @@ class RandomStreams:
             seed: torch.Generator().manual_seed(seed).get_state() for seed in seeds
         }
 
-    @contextmanager
-    def step(self) -> Iterator[OpenStream]:
-        """Yield what opens a seed's stream; within one step a stream always starts the same.
+    def step(self) -> OpenStream:
+        """Return what opens a seed's stream; within one step a stream always starts the same.
 
-        After the step, each stream goes on where its last use ended.
+        In the next step, each stream goes on where its last use ended.
         """
         before = dict(self._states)
         global_before = torch.get_rng_state()
@@ -92,4 +91,4 @@ class RandomStreams:
                 yield
             self._states[seed] = generator.get_state()
 
-        yield open_stream
+        return open_stream

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipag_plugins.arguments import RunOptions, check_extent, seeds_of, width_and_height
+from clipag_plugins.arguments import RunOptions, check_steps, seeds_of, width_and_height
 from clipag_plugins.ascent import Ascent, Callback, ascend
 from clipag_plugins.base import ClipagModel, resample
 from clipag_plugins.canvas import Canvas
@@ -285,7 +285,7 @@ def draw(
         ClipagError: an argument is out of its range, or a file cannot be read.
     """
     width_and_height(size)
-    check_extent(steps, SIDE)
+    check_steps(steps)
     seeds = seeds_of(seed)
     targets = prompt_targets(model, prompts, options.truncate)
     negative_targets = [

@@ -132,7 +132,7 @@ def _style(options: argparse.Namespace) -> int:
     if options.keep_network and not options.network:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
-    from ..arguments import check_extent
+    from ..arguments import check_side, check_steps
     from ..hub import load_model
     from ..integrations import clipstyler
     from ..masks import weight_of
@@ -140,7 +140,8 @@ def _style(options: argparse.Namespace) -> int:
     losses = _losses(options)
     steps = STYLE_STEPS if options.steps is None else options.steps
     size = STYLE_SIZE if options.size is None else options.size
-    check_extent(steps, size)
+    check_steps(steps)
+    check_side(size)
     model = load_model(options.model, choose_device(options.device))
     is_kept = options.keep_network
     network = clipstyler.new_network(options.seed) if is_kept else options.network
@@ -202,7 +203,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     photos = _pictures_in(options.train_on)
 
-    from ..arguments import check_extent
+    from ..arguments import check_side, check_steps
     from ..hub import load_model
     from ..integrations import clipstyler
     from ..integrations.clipstyler import network as networks
@@ -211,7 +212,8 @@ def _train(options: argparse.Namespace) -> int:
     readable = _readable(photos)
     steps = STYLE_TRAINING_STEPS if options.steps is None else options.steps
     size = STYLE_TRAINING_SIZE if options.size is None else options.size
-    check_extent(steps, size)
+    check_steps(steps)
+    check_side(size)
     model = load_model(options.model, choose_device(options.device))
     ascent = clipstyler.train(
         readable,
@@ -242,12 +244,12 @@ def _apply(options: argparse.Namespace) -> int:
         raise ClipagError("There is no photo: clipag style --apply NETWORK.safetensors IMAGE …")
     photos, outputs = _plan(options, options.inputs, options.apply.stem)
 
-    from ..arguments import check_extent
+    from ..arguments import check_side
     from ..integrations import clipstyler
     from ..integrations.clipstyler import network as networks
 
     size = STYLE_SIZE if options.size is None else options.size
-    check_extent(1, size)
+    check_side(size)
     device = choose_device(options.device)
     network, network_metadata = networks.load(options.apply)
     network.to(device)

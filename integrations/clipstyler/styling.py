@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clipag_plugins.arguments import SMALLEST, RunOptions, seeds_of
+from clipag_plugins.arguments import SMALLEST, RunOptions, check_steps, seeds_of
 from clipag_plugins.ascent import Ascent, Callback, Penalty, ascend
 from clipag_plugins.base import ClipagModel
 from clipag_plugins.canvas import Canvas, PixelCanvas
@@ -201,8 +201,7 @@ def style(
     Raises:
         ClipagError: an argument is out of its range, or the content network cannot be loaded.
     """
-    if steps < 1:
-        raise ClipagError(f"`steps` is {steps}: an ascent takes at least 1.")
+    check_steps(steps)
     (seed,) = seeds_of(seed)
     content = image[None].to(model.device, torch.float32)
     check_sides(content)
