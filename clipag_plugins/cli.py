@@ -10,6 +10,7 @@ from . import __version__
 from .commands import (
     attack,
     bench,
+    comfyui,
     draw,
     eval,
     explain,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     families = (
         generate, draw, vqgan, style, run, explain, attack, eval, finetune, weights, bench,
+        comfyui,
     )  # fmt: skip
     for family in families:
         family.add(commands)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .arguments import LARGEST, SMALLEST
 from .canvas import Canvas, Optimizer
 from .errors import ClipagError
-from .pictures import from_pil, read_picture, upright
+from .pictures import from_pil, open_picture
 from .views import MakeViews
 
 SEAM = 0.02  # width of the soft seam, as a share of the picture's shorter side
@@ -45,7 +45,7 @@ class Masked:
             ClipagError: a file cannot be read, the picture is too small or too large, or nothing
                 in the mask is white.
         """
-        picture = _open(self.picture)
+        picture = open_picture(self.picture)
         size = picture.size if size is None else size
         if min(size) < SMALLEST or max(size) > LARGEST:
             raise ClipagError(
@@ -63,7 +63,7 @@ def weight_of(mask: str | Path | Image.Image, size: tuple[int, int]) -> Tensor:
     Raises:
         ClipagError: the mask cannot be read, or nothing in it is white.
     """
-    white = _open(mask).convert("L").resize(size, Image.Resampling.BILINEAR)
+    white = open_picture(mask).convert("L").resize(size, Image.Resampling.BILINEAR)
     blurred = white.filter(ImageFilter.GaussianBlur(SEAM * min(size)))
     # At the border of the white part the blurred mask is one half; inside it rises to one.
     inside = (2 * _grey(blurred) - 1).clamp(0, 1)
@@ -71,10 +71,6 @@ def weight_of(mask: str | Path | Image.Image, size: tuple[int, int]) -> Tensor:
     if not (weight > 0).any():
         raise ClipagError("The mask has no white part: paint white what should change.")
     return weight
-
-
-def _open(picture: str | Path | Image.Image) -> Image.Image:
-    return upright(picture) if isinstance(picture, Image.Image) else read_picture(Path(picture))
 
 
 def _grey(picture: Image.Image) -> Tensor:

@@ -30,6 +30,11 @@ def read_picture(path: Path) -> Image.Image:
     return on_white(read_rgba(path))
 
 
+def open_picture(picture: str | Path | Image.Image) -> Image.Image:
+    """Return a picture, or the one at a path, as RGB: see `upright` and `read_picture`."""
+    return upright(picture) if isinstance(picture, Image.Image) else read_picture(Path(picture))
+
+
 def read_rgba(path: Path, still: bool = False) -> Image.Image:
     """Read a picture as RGBA, turned as its EXIF says; of an animation, the first frame.
 

@@ -24,8 +24,8 @@ from .guide import Guide, Guides
 from .hub import load_model
 from .masks import Masked, MaskedCanvas, WholeAndPart
 from .multiscale import FourierCanvas, PyramidCanvas
-from .pictures import from_pil, read_picture, read_square, save_png, to_pil, upright
-from .targets import Target, prompt_targets
+from .pictures import from_pil, open_picture, read_picture, read_square, save_png, to_pil
+from .targets import Prompt, Target, goal_of, prompt_targets
 from .views import MakeViews, Views, one_view
 
 __all__ = [
@@ -199,7 +199,7 @@ def generate(
 
 
 def sample(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     model: ClipagModel | Sequence[ClipagModel],
     settings: SamplerSettings | None = None,
     *,
@@ -212,7 +212,7 @@ def sample(
     """Do what `generate` does, and return tensors.
 
     Args:
-        prompts: what to draw.
+        prompts: what to draw: texts, or lists of targets that the one model has encoded.
         model: the model that guides, or several.
         settings: steps, views, canvas and tries; by default `settings_for` the first model.
         callback: called as `ascend` says, with the images of all tries.
@@ -239,15 +239,14 @@ def sample(
         views = WholeAndPart(views, weight)
     else:
         size = SIDE if size is None else size
-        starts = [
-            starting_images(init, targets[0], models[0], size, number, tries) for number in seeds
-        ]
+        goals = [goal_of(of_picture) for of_picture in targets[0]]
+        starts = [starting_images(init, goals, models[0], size, number, tries) for number in seeds]
         canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
     guide = Guides(
         [
             Guide(
                 each,
-                [[target] for target in of_model for _ in seeds for _ in range(tries)],
+                [of_picture for of_picture in of_model for _ in seeds for _ in range(tries)],
                 views,
                 seeds=[number for number in seeds for _ in range(tries)] * len(prompts),
                 options=options,
@@ -306,8 +305,9 @@ def starting_images(
         start = _nearest_samples(gaussians, targets, model, side, generator, tries)
         start = _extended(start, (width, height))
     else:
-        picture = upright(init) if isinstance(init, Image.Image) else read_picture(Path(init))
-        start = from_pil(picture, (width, height)).expand(len(targets), tries, -1, -1, -1)
+        start = from_pil(open_picture(init), (width, height)).expand(
+            len(targets), tries, -1, -1, -1
+        )
     # Pixels stay float32 whatever the model is: small steps vanish in half precision.
     return start.to(model.device, torch.float32)
 

@@ -38,6 +38,10 @@ class Target:
     source: Tensor | None = None
 
 
+# What one picture should be like: a text, or targets that the model has encoded.
+Prompt = str | Sequence[Target]
+
+
 @dataclass(frozen=True)
 class TargetTable:
     """The targets of B images as tensors. Images with fewer than T targets have weights of 0.
@@ -136,16 +140,28 @@ def _stopped(distance: Tensor, table: TargetTable) -> Tensor:
 
 
 def prompt_targets(
-    model: ClipagModel, prompts: Sequence[str], truncate: bool = False
-) -> list[Target]:
-    """Return one target for each prompt.
+    model: ClipagModel, prompts: Sequence[Prompt], truncate: bool = False
+) -> list[list[Target]]:
+    """Return the targets of each prompt.
 
     Raises:
-        ClipagError: there is no prompt, or `text_target` refuses one.
+        ClipagError: there is no prompt, `text_target` refuses one, or one has no target.
     """
     if not prompts:
         raise ClipagError("There is no prompt: say what to draw.")
-    return [text_target(model, prompt, truncate=truncate) for prompt in prompts]
+    targets = [
+        [text_target(model, prompt, truncate=truncate)] if isinstance(prompt, str) else [*prompt]
+        for prompt in prompts
+    ]
+    if not all(targets):
+        raise ClipagError("A prompt has no target: give each picture at least one.")
+    return targets
+
+
+def goal_of(targets: Sequence[Target]) -> Target:
+    """Return the one target that several stand for: the direction of their weighted sum."""
+    total = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
+    return Target(F.normalize(total, dim=0))
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from clipag_plugins.integrations.strokes import (
 from clipag_plugins.integrations.vector import paths
 from clipag_plugins.integrations.vector.renderer import compose_on, render_paths, straight
 from clipag_plugins.pictures import to_pil
-from clipag_plugins.targets import prompt_targets, text_target
+from clipag_plugins.targets import Prompt, prompt_targets, text_target
 from clipag_plugins.trajectory import FRAMES
 from clipag_plugins.views import one_view, same_for_all_images
 
@@ -249,7 +249,7 @@ class StrokeCanvas(Canvas):
 
 
 def draw(
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     model: ClipagModel,
     *,
     steps: int = STROKE_STEPS,
@@ -264,7 +264,7 @@ def draw(
     """Draw prompts with strokes, as one batch.
 
     Args:
-        prompts: what to draw.
+        prompts: what to draw: texts, or lists of targets that the model has encoded.
         model: the CLIP that guides.
         steps: number of updates.
         seed: the same seed gives the same drawing on the same machine. With several seeds every
@@ -299,7 +299,7 @@ def draw(
     background = paper(drawing)
     guide = Guide(
         model,
-        [[target, *negative_targets] for target in targets for _ in seeds],
+        [[*of_drawing, *negative_targets] for of_drawing in targets for _ in seeds],
         Perspectives(background=background) if augment else WholePicture(background),
         seeds=seeds * len(targets),
         options=options,

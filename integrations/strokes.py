@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import ImageColor
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from clipag_plugins.arguments import width_and_height
 from clipag_plugins.defaults import SHAPES, SIDE, STROKE_WIDTH, STROKES
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.pictures import from_pil, read_picture
+from clipag_plugins.pictures import from_pil, open_picture
 
 CANVAS_SIDE = 224
 MOST_STROKES = 16384
@@ -69,7 +69,7 @@ class Drawing:
             squares of which only the colours change.
         width: smallest and largest width of strokes, in pixels of a canvas of 224.
         palette: the colours that may be used, as `read_palette` takes them; empty for all.
-        init: "random", or the path of a picture that gives the strokes their first colours.
+        init: "random", or a picture, or its path, that gives the strokes their first colours.
         background: the colour of the paper, as `read_colour` takes it, or "none" for a transparent
             drawing, which is judged on white.
 
@@ -81,7 +81,7 @@ class Drawing:
     shapes: str = "stroke"
     width: tuple[float, float] = STROKE_WIDTH
     palette: Sequence[str] = ()
-    init: str | Path = "random"
+    init: str | Path | Image.Image = "random"
     background: str = "white"
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ def _look_of_picture(
 ) -> tuple[Tensor, Tensor]:
     """Return the colours (P, 4) and widths (P,) of paths that start from a picture."""
     columns, rows = drawing.grid(size)
-    cells = from_pil(read_picture(Path(drawing.init)), (columns, rows)).permute(1, 2, 0)
+    cells = from_pil(open_picture(drawing.init), (columns, rows)).permute(1, 2, 0)
     is_open = drawing.shapes == "stroke"
     is_used = torch.arange(points.shape[1]) < 3 * segments[:, None] + is_open
     centres = (points * is_used[..., None]).sum(1) / is_used.sum(1, keepdim=True)

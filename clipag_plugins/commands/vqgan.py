@@ -36,6 +36,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..integrations.vqgan import VqganSettings
     from ..masks import Masked
 
@@ -201,7 +203,9 @@ def _size(options: argparse.Namespace) -> tuple[int, int]:
     return read_picture(Path(options.init)).size
 
 
-def _init(options: argparse.Namespace, defaults: "VqganSettings") -> "str | Path | Masked":
+def _init(
+    options: argparse.Namespace, defaults: "VqganSettings"
+) -> "str | Path | Image.Image | Masked":
     if options.mask is None:
         return defaults.init if options.init is None else str(options.init)
     from ..masks import Masked

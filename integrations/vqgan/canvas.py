@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,9 +26,9 @@ from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_pictures, parse_scenes
 from clipag_plugins.integrations.vqgan.weights import is_embedded
 from clipag_plugins.masks import Masked, MaskedCanvas, WholeAndPart
-from clipag_plugins.pictures import from_pil, read_picture
+from clipag_plugins.pictures import from_pil, open_picture, read_picture
 from clipag_plugins.sampler import starting_images
-from clipag_plugins.targets import Target, image_target, text_target
+from clipag_plugins.targets import Target, goal_of, image_target, text_target
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class VqganSettings:
         ClipagError: a number is out of its range.
     """
 
-    init: str | Path | Masked
+    init: str | Path | Image.Image | Masked
     rate: float
     views: MakeViews
     change_every: int | None = None
@@ -72,7 +73,7 @@ def settings_for(vqgan: nn.Module) -> VqganSettings:
 
 
 def draw(
-    prompt: str | Sequence[Sequence[Prompt]],
+    prompt: str | Sequence[Sequence[Prompt | Target]],
     model: ClipagModel,
     vqgan: nn.Module,
     *,
@@ -87,8 +88,8 @@ def draw(
     """Draw a prompt with a VQGAN, guided by the spherical distance.
 
     Args:
-        prompt: `text:weight:stop | … ^ …`, or its scenes as `prompts.parse_scenes` returns them.
-            It may be empty if there are image prompts.
+        prompt: `text:weight:stop | … ^ …`, or its scenes as `prompts.parse_scenes` returns them,
+            in which targets may stand for prompts. It may be empty if there are image prompts.
         model: the CLIP that guides.
         vqgan: as `load_vqgan` returns it.
         image_prompts: `path:weight:stop | …`, pictures that every scene should look like.
@@ -153,7 +154,7 @@ def _canvas_and_views(
         canvas = VqganCanvas(vqgan, latent, size, settings.rate)
         return MaskedCanvas(canvas, picture, weight), WholeAndPart(settings.views, weight)
     size = size or (SIDE, SIDE)
-    start: str | Path | Tensor = settings.init
+    start: str | Path | Image.Image | Tensor = settings.init
     if start == "gmm":
         start = _mixture_start(targets, model, size, seed)
     latent = starting_latent(vqgan, size, start, seed).to(model.device)
@@ -171,12 +172,12 @@ def _scene(done: int, steps: int, scenes: int, change_every: int | None) -> tupl
 
 def _scene_targets(
     model: ClipagModel,
-    prompt: str | Sequence[Sequence[Prompt]],
+    prompt: str | Sequence[Sequence[Prompt | Target]],
     image_prompts: str,
     truncate: bool,
 ) -> list[list[Target]]:
     """Return the targets of each scene: its texts, and the pictures that all scenes share."""
-    scenes: Sequence[Sequence[Prompt]]
+    scenes: Sequence[Sequence[Prompt | Target]]
     if isinstance(prompt, str):
         scenes = parse_scenes(prompt) if prompt or not image_prompts else [[]]
     else:
@@ -186,7 +187,9 @@ def _scene_targets(
     return [[_text_target(model, part, truncate) for part in scene] + shared for scene in scenes]
 
 
-def _text_target(model: ClipagModel, prompt: Prompt, truncate: bool) -> Target:
+def _text_target(model: ClipagModel, prompt: Prompt | Target, truncate: bool) -> Target:
+    if isinstance(prompt, Target):
+        return prompt
     return replace(text_target(model, prompt.text, prompt.weight, truncate), stop=prompt.stop)
 
 
@@ -200,8 +203,7 @@ def _mixture_start(
     targets: Sequence[Target], model: ClipagModel, size: tuple[int, int], seed: int
 ) -> Tensor:
     """Return the image (3, S, S) that `sampler.sample` would start from for these targets."""
-    goal = torch.stack([target.weight * target.embedding for target in targets]).sum(dim=0)
-    return starting_images("gmm", [Target(F.normalize(goal, dim=0))], model, max(size), seed)[0, 0]
+    return starting_images("gmm", [goal_of(targets)], model, max(size), seed)[0, 0]
 
 
 class VqganCanvas(Canvas):
@@ -286,7 +288,10 @@ def nearest_codes(latent: Tensor, codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def starting_latent(
-    model: nn.Module, size: tuple[int, int], init: str | Path | Tensor = "noise", seed: int = 0
+    model: nn.Module,
+    size: tuple[int, int],
+    init: str | Path | Image.Image | Tensor = "noise",
+    seed: int = 0,
 ) -> Tensor:
     """Return a latent (1, embed_dim, h, w) that decodes to a picture of at least `size`.
 
@@ -294,7 +299,8 @@ def starting_latent(
         model: as `load_vqgan` returns it.
         size: (width, height) of the picture in pixels.
         init: "noise" (random codes), "pixels" (a picture of random pixels), "gradient" (a random
-            gradient of colour), or a picture to start from: a path, or (3, H, W) in [0, 1].
+            gradient of colour), or a picture to start from: itself, its path, or (3, H, W) in
+            [0, 1].
         seed: where all random numbers come from.
 
     Raises:
@@ -320,7 +326,7 @@ def starting_latent(
         image = torch.lerp(top, bottom, torch.linspace(0, 1, rows * side)[:, None])
         image = image.expand(3, -1, columns * side)
     else:
-        image = from_pil(read_picture(Path(init)), (columns * side, rows * side))
+        image = from_pil(open_picture(init), (columns * side, rows * side))
     return encode(model, image[None].to(codes))
 
 
