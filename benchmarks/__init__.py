@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,7 +50,9 @@ def machine() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git prints; nothing outside a clone."""
+    """Return what git prints; nothing outside a clone, or where there is no git."""
+    if shutil.which("git") is None:
+        return ""
     result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return result.stdout.strip()
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,30 @@ SCALE = 50.0
 CAPTION = "a photo of thing number {} on a table"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How updates are computed.
+
+    Attributes:
+        device: where.
+        dtype: what the towers compute in, by autocast; None is float32.
+        attack_steps: of PGD.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype | None = None
+    attack_steps: int = ATTACK_STEPS
+
+    @property
+    def step_size(self) -> float:
+        """Length of a step of the attack."""
+        return 2 * EPS / self.attack_steps
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which a tower computes."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
 def batch_of(size: int, side: int) -> tuple[Tensor, list[str]]:
     """Return random images (N, 3, side, side) uint8 and as many distinct captions."""
     generator = torch.Generator().manual_seed(0)
@@ -54,23 +78,32 @@ def batch_of(size: int, side: int) -> tuple[Tensor, list[str]]:
     return images, [CAPTION.format(i) for i in range(size)]
 
 
-def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[], object]:
+def ours(
+    name: str,
+    size: int,
+    micro_batches: int,
+    times: Times,
+    setting: Setting = Setting(),
+    folder: Path | None = None,
+) -> Callable[[], object]:
     """Return one update as this package does it, in a number of micro-batches."""
-    model = train.build(Config(model=name))
+    model = train.build(Config(model=name)).to(setting.device)
     side = model.visual.native_size
     images, captions = batch_of(size, side)
     tower = model.visual.requires_grad_(True)
-    objective = Clipag(lambda texts: text_embeddings(model, texts), Temperature(SCALE))
+    objective = Clipag(
+        lambda texts: text_embeddings(model, texts), Temperature(SCALE).to(setting.device)
+    )
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6)
-    spool = Spool(Path(tempfile.gettempdir()))
-    threat = L2(EPS, ATTACK_STEPS, 2 * EPS / ATTACK_STEPS)
+    spool = Spool(folder or Path(tempfile.gettempdir()))
+    threat = L2(EPS, setting.attack_steps, setting.step_size)
     micro = [*images.split(size // micro_batches)]
 
     def update() -> None:
         times.add("data")  # the time since our last update, in which others ran
         optimizer.zero_grad()
         gradient(tower, objective, threat, Batch(micro, captions, range(size), size), spool,
-                 times=times)  # fmt: skip
+                 dtype=setting.dtype, times=times)  # fmt: skip
         optimizer.step()
         times.add("update")
 
@@ -80,26 +113,30 @@ def ours(name: str, size: int, micro_batches: int, times: Times) -> Callable[[],
 class Logits(nn.Module):
     """A model as torchattacks takes it: images in [0, 1] to the contrastive logits."""
 
-    def __init__(self, model: Any, tokens: Tensor, keep_texts: bool):
+    def __init__(self, model: Any, tokens: Tensor, keep_texts: bool, setting: Setting = Setting()):
         super().__init__()
+        self.autocast = setting.autocast
         self.model: Any = model
         self.tokens = tokens
         self.texts = self._embed() if keep_texts else None
 
     def _embed(self) -> Tensor:
-        with torch.no_grad():
-            return F.normalize(self.model.encode_text(self.tokens), dim=-1)
+        with torch.no_grad(), self.autocast():
+            return F.normalize(self.model.encode_text(self.tokens).float(), dim=-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (N, N) logits of images with the batch's texts."""
-        z = F.normalize(self.model.encode_image(normalize(images)), dim=-1)
-        texts = self.texts
-        if texts is None:
-            texts = F.normalize(self.model.encode_text(self.tokens), dim=-1)
+        with self.autocast():
+            embeddings = self.model.encode_image(normalize(images))
+            texts = self.model.encode_text(self.tokens) if self.texts is None else self.texts
+        z = F.normalize(embeddings.float(), dim=-1)
+        texts = F.normalize(texts.float(), dim=-1)
         return SCALE * z @ texts.T
 
 
-def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
+def straightforward(
+    name: str, size: int, kind: str, setting: Setting = Setting()
+) -> Callable[[], object]:
     """Return one update as one would write it without this package, in one of the three forms."""
     import open_clip
     import torchattacks
@@ -111,19 +148,20 @@ def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
         model.to(memory_format=torch.contiguous_format)  # torchattacks takes no other
     else:
         model, side = open_clip.create_model(name), 224
-    model.eval().requires_grad_(True)
+    device = setting.device
+    model.to(device).eval().requires_grad_(True)
     images, captions = batch_of(size, side)
-    x, labels, tokens = images / 255, torch.arange(size), tokenize(captions)
+    labels, tokens = torch.arange(size, device=device), tokenize(captions).to(device)
     tower: nn.Module = model.visual  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6)
-    length = 2 * EPS / ATTACK_STEPS
+    threat = L2(EPS, setting.attack_steps, setting.step_size)
 
     def update() -> None:
-        logits = Logits(model, tokens, kind == "texts kept")
+        x = images.to(device) / 255
+        logits = Logits(model, tokens, kind == "texts kept", setting)
         if kind == "backward":
-            threat = L2(EPS, ATTACK_STEPS, length)
             attacked = threat.random_start(x)
-            for _ in range(ATTACK_STEPS):
+            for _ in range(threat.steps):
                 attacked.requires_grad_(True)
                 F.cross_entropy(logits(attacked), labels).backward()
                 gradient_of_images = attacked.grad
@@ -131,7 +169,7 @@ def straightforward(name: str, size: int, kind: str) -> Callable[[], object]:
                     moved = threat.step(attacked.detach(), gradient_of_images)
                     attacked = threat.project(moved, x)
         else:
-            attack = torchattacks.PGDL2(logits, EPS, length, ATTACK_STEPS)
+            attack = torchattacks.PGDL2(logits, EPS, threat.step_size, threat.steps)
             attacked = attack(x, labels)
         optimizer.zero_grad()
         both = logits(attacked)

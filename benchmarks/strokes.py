@@ -43,12 +43,13 @@ def notebook_strokes(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return steps.cumsum(1) * SIDE, torch.randint(1, 4, (count,)), torch.rand(count, 4)
 
 
-def ours(count: int, radius: float) -> Callable[[], Tensor]:
+def ours(count: int, radius: float, device: str = "cpu") -> Callable[[], Tensor]:
     """Return a function that renders with our renderer."""
-    points, segments, colours = notebook_strokes(count)
+    points, segments, colours = (part.to(device) for part in notebook_strokes(count))
+    white = WHITE.to(device)
     points.requires_grad_()
     colours.requires_grad_()
-    widths = torch.full((1, count), 2 * radius, requires_grad=True)
+    widths = torch.full((1, count), 2 * radius, device=device, requires_grad=True)
 
     def draw() -> Tensor:
         image = render_paths(
@@ -58,7 +59,7 @@ def ours(count: int, radius: float) -> Callable[[], Tensor]:
             widths=widths,
             segments=segments[None],
         )
-        return compose_on(image, WHITE)
+        return compose_on(image, white)
 
     return draw
 

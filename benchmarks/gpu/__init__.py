@@ -1,0 +1,1 @@
+"""What a machine with one GPU shows: that it draws what the CPU draws, and how fast."""
