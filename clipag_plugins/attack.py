@@ -36,7 +36,7 @@ class ThreatModel(ABC):
 
     @abstractmethod
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
-        """Return the noise (B, 3, H, W) of a random start, on the CPU."""
+        """Return the noise (B, 3, H, W) of a random start, on the generator's device or the CPU."""
 
     @abstractmethod
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class L2(ThreatModel):
 
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         """Return Gaussian noise."""
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, device=_device_of(generator))
 
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return images moved by half the radius in the direction of the noise."""
@@ -80,7 +80,7 @@ class Linf(ThreatModel):
 
     def noise(self, shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
         """Return uniform noise in [0, 1)."""
-        return torch.rand(shape, generator=generator)
+        return torch.rand(shape, generator=generator, device=_device_of(generator))
 
     def start_at(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return images with each value moved by up to the radius, in proportion to the noise."""
@@ -94,6 +94,10 @@ class Linf(ThreatModel):
     def project(self, perturbed: Tensor, images: Tensor) -> Tensor:
         """Return `perturbed` with each value within `eps` of `images`, in [0, 1]."""
         return (images + (perturbed - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+
+
+def _device_of(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
 
 
 THREAT_MODELS: dict[str, type[ThreatModel]] = dict(zip(NORMS, (Linf, L2), strict=True))

@@ -260,7 +260,9 @@ class _Update:
             with frozen(self.plain):
                 attacked = self.attack(part)
             self.times.add("attack")
-            if self.objective.coupled:
+            # The last view keeps its graph, so nobody asks for it again.
+            is_last = number == len(self.batch.images) - 1 and len(self.weights) == 1
+            if self.objective.coupled and not is_last:
                 self.spool.append(attacked)
             yield from self.versions(part, attacked)
 
@@ -273,7 +275,9 @@ class _Update:
     def attack(self, part: MicroBatch) -> Tensor:
         """Return a micro-batch attacked, with the objective's extra images after it."""
         images, seeds = part.images, self.batch.seeds[part.places]
-        generator, shape = torch.Generator(), images[:1].shape
+        # A GPU draws the noise itself: on the CPU that would take longer than the attack.
+        place = self.device if self.device.type == "cuda" else "cpu"
+        generator, shape = torch.Generator(place), images[:1].shape
         noise = [self.threat_model.noise(shape, generator.manual_seed(seed)) for seed in seeds]
         attacked = pgd(
             images,
@@ -281,6 +285,6 @@ class _Update:
             self.threat_model,
             start=self.threat_model.start_at(images, torch.cat(noise)),
         )
-        generator.manual_seed((seeds[0] + DREAM_SEED) % 2**63)
-        extra = self.objective.extra_images(self.embed, images, part.places, generator)
+        dreams = torch.Generator().manual_seed((seeds[0] + DREAM_SEED) % 2**63)
+        extra = self.objective.extra_images(self.embed, images, part.places, dreams)
         return attacked if extra is None else torch.cat([attacked, extra])
