@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from . import architecture, download, mini, untrusted
+from . import architecture, download, mini, quantization
 from .base import ClipagModel
 from .errors import ClipagError
 
@@ -27,14 +28,27 @@ def load(name: str) -> ClipagModel:
     config = read_config()
     entry = config["models"][name]
     model = mini.build_model(config["model_cfg"], name, entry["logit_scale"])
-    image = checked_path(entry["image"])
-    architecture.load_weights(model.visual.tower, untrusted.read(image), str(image))
+    image, text = read_weights(entry["image"]), read_weights(config["text"])
+    architecture.load_weights(model.visual.tower, image, entry["image"]["name"])
     # Both models share the text tower and the memory's keys. Each has its own values.
-    text, memory = checked_path(config["text"]), untrusted.read(checked_path(config["memory"]))
+    memory = read_weights(config["memory"])
     memory_of_model = {"memory.keys": memory["keys"], "memory.values": memory[name]}
-    architecture.load_weights(model.text, {**untrusted.read(text), **memory_of_model}, str(text))
+    architecture.load_weights(model.text, {**text, **memory_of_model}, config["text"]["name"])
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
+
+
+def read_weights(entry: dict[str, str]) -> dict[str, Tensor]:
+    """Read the tensors of a file in weights/, in float32 or float16.
+
+    Args:
+        entry: "name" and "sha256", as in weights/config.json.
+
+    Raises:
+        ClipagError: the file is damaged.
+    """
+    path = checked_path(entry)
+    return quantization.dequantize(load_file(path), str(path))
 
 
 def checked_path(entry: dict[str, str]) -> Path:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import embedded
+from . import embedded, quantization
 from .errors import ClipagError
 
 SIDE = 16
@@ -46,7 +46,7 @@ def load(path: Path | None = None) -> GaussianMixture:
     """
     path = path or embedded.checked_path(embedded.read_config()["gmm"])
     try:
-        state = load_file(path)
+        state = quantization.dequantize(load_file(path), str(path))
         mixture = GaussianMixture(state["means"].float(), state["factors"].float())
     except (SafetensorError, KeyError, OSError) as error:
         raise ClipagError(

@@ -20,7 +20,7 @@ FOLDERS = {
 LAYERS = (
     "errors defaults arguments",
     "files untrusted download precision pictures trajectory sheet streams registry model_config "
-    "bpe tokenizer",
+    "bpe tokenizer quantization",
     "base transformer vit resnet mini checkpoint architecture stages smoothing",
     "embedded publish hub",
     "targets views guide canvas multiscale mixture masks",
