@@ -141,14 +141,15 @@ def straightforward(
     import open_clip
     import torchattacks
 
+    device = setting.device
     model: nn.Module
     if name == "clip-mini":
         mini: ClipagModel = train.build(Config(model=name))
         model, side = mini, mini.visual.native_size
         model.to(memory_format=torch.contiguous_format)  # torchattacks takes no other
     else:
-        model, side = open_clip.create_model(name), 224
-    device = setting.device
+        with torch.device(device):
+            model, side = open_clip.create_model(name, device=device), 224
     model.to(device).eval().requires_grad_(True)
     images, captions = batch_of(size, side)
     labels, tokens = torch.arange(size, device=device), tokenize(captions).to(device)

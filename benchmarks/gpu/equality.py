@@ -4,6 +4,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -123,7 +124,7 @@ def gradients(meter: Meter) -> Figures:
     count = 2 if meter.quick else 16
     large, _ = towers("ViT-S-32-alt" if meter.quick else "ViT-B-32", meter.device)
     figures: Figures = {}
-    for name, model in (("clipag-mini", load_model()), ("vision transformer", large)):
+    for name, model in (("clipag-mini", load_model()), ("vision transformer", deepcopy(large))):
         expected = _gradient(model.to("cpu"), count, "float32", "cpu")
         model.to(meter.device)
         place = str(meter.device)
