@@ -40,6 +40,10 @@ from .targets import (
 )
 from .views import MakeViews, one_view
 
+# float16 ends at 6e-8: without a scale, the gradient of one of 64 views would lose digits, and that of
+# one of 4,096 would vanish.
+FLOAT16_SCALE = 1024.0
+
 __all__ = [
     "Guide",
     "Guides",
@@ -86,6 +90,7 @@ class Guide:
         self.views = views
         self.max_views = options.max_views
         self.dtype = precision.choose(options.precision, model.visual)
+        self._scale = FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
         self._tower = precision.in_precision(model.visual, self.dtype)
         if options.compile:
             self._tower = _compiled(self._tower, model.device)
@@ -188,10 +193,11 @@ class Guide:
             with torch.set_grad_enabled(needs_gradient):
                 z = F.normalize(self._tower(normalize(part).to(self.dtype)).float(), dim=-1)
                 loss = weight * self._target_loss(z, self._targets.of_images(numbers))
-                total = loss.sum()
+                total = loss.sum() * self._scale
             losses.append(loss.detach())
             if needs_gradient:
-                gradients += torch.autograd.grad(total, part)
+                (gradient,) = torch.autograd.grad(total, part)
+                gradients.append(gradient if self._scale == 1 else gradient / self._scale)
         return torch.cat(losses), torch.cat(gradients) if needs_gradient else None
 
 

@@ -30,3 +30,15 @@ def test_bench_says_if_another_precision_is_faster():
     rates = {"float32": 100.0, "bfloat16": 450.0, "float16": 90.0}
     assert "bfloat16 computes 4.5 times as fast" in bench.advice_on_precision(rates, "float32")
     assert bench.advice_on_precision(rates, "bfloat16") == ""
+
+
+def test_float16_keeps_the_gradient_of_one_view_among_thousands(model):
+    picture = torch.rand(1, 3, 48, 48).requires_grad_(True)
+    target = clip.text_target(model, "a cat", weight=1 / 4096)
+    gradients = []
+    for name in ("float32", "float16"):
+        guide = clip.Guide(model, [[target]], options=clip.RunOptions(name))
+        gradients += torch.autograd.grad(guide.loss(picture).sum(), picture)
+    expected, gradient = (each.double().flatten() for each in gradients)
+    assert torch.cosine_similarity(expected, gradient, dim=0) > 0.999
+    assert (gradient - expected).norm() < 0.01 * expected.norm()
