@@ -40,8 +40,8 @@ from .targets import (
 )
 from .views import MakeViews, one_view
 
-# float16 ends at 6e-8: without a scale, the gradient of one of 64 views would lose digits, and that of
-# one of 4,096 would vanish.
+# float16 ends at 6e-8: without a scale, the gradient of one of 64 views would lose digits, and that
+# of one of 4,096 would vanish.
 FLOAT16_SCALE = 1024.0
 
 __all__ = [
