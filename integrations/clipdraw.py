@@ -40,7 +40,7 @@ from clipag_plugins.integrations.vector.renderer import compose_on, render_paths
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.targets import Prompt, prompt_targets, text_target
 from clipag_plugins.trajectory import FRAMES
-from clipag_plugins.views import one_view, same_for_all_images
+from clipag_plugins.views import one_view
 
 __all__ = [
     "Drawing",
@@ -89,7 +89,7 @@ class Perspectives:
         # kornia fills the outside with 0, which is the background in this difference.
         background = images.new_tensor(self.background).view(3, 1, 1)
         difference = (background - source)[:, None].expand(-1, self.count, -1, -1, -1)
-        views = background - same_for_all_images(_perspective_and_crop(size), difference)
+        views = background - _same_for_all_images(_perspective_and_crop(size), difference)
         return views, images.new_full((self.count,), 1 / self.count)
 
 
@@ -128,6 +128,25 @@ def _perspective_and_crop(size: int) -> list[Any]:
 
     crop = K.RandomResizedCrop((size, size), scale=(0.7, 0.9), cropping_mode="resample")
     return [K.RandomPerspective(0.5, p=1.0), crop]
+
+
+def _same_for_all_images(transforms: list[Any], views: Tensor) -> Tensor:
+    """Apply kornia's transforms to views (B, V, 3, H, W).
+
+    Each of the V views gets its own random numbers, which are the same for all B images.
+    """
+    b, v = views.shape[:2]
+    flat = views.flatten(0, 1)
+    for transform in transforms:
+        drawn = transform.forward_parameters(torch.Size((v, *flat.shape[1:])))
+        # All that kornia draws is one number or row a view, except the shape.
+        repeated = {
+            key: value if key == "forward_input_shape" else value.repeat(b, *[1] * (value.ndim - 1))
+            for key, value in drawn.items()
+        }
+        flat = transform(flat, params=repeated)
+    views = flat.unflatten(0, (b, v))
+    return views
 
 
 class StrokeCanvas(Canvas):
