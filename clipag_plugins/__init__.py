@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .errors import ClipagError
     from .guide import Guide, Guides
     from .hub import available_models, load, load_clipag, load_model
+    from .inversion import Inversion, draw_embeddings, edit, interpolate, invert
     from .masks import Masked
     from .pictures import to_pil
     from .sampler import generate
     from .smoothing import smooth
-    from .targets import Target, image_target, text_target
+    from .targets import Target, embedding_target, image_target, text_target
     from .tokenizer import tokenize
     from .views import Views, one_view
 
@@ -35,6 +36,7 @@ _MODULES = {
     "ClipagModel": "base",
     "Guide": "guide",
     "Guides": "guide",
+    "Inversion": "inversion",
     "Masked": "masks",
     "PixelCanvas": "canvas",
     "RunOptions": "arguments",
@@ -42,8 +44,13 @@ _MODULES = {
     "Views": "views",
     "ascend": "ascent",
     "available_models": "hub",
+    "draw_embeddings": "inversion",
+    "edit": "inversion",
+    "embedding_target": "targets",
     "generate": "sampler",
     "image_target": "targets",
+    "interpolate": "inversion",
+    "invert": "inversion",
     "load": "hub",
     "load_clipag": "hub",
     "load_model": "hub",
@@ -67,6 +74,7 @@ __all__ = [
     "ClipagModel",
     "Guide",
     "Guides",
+    "Inversion",
     "Masked",
     "PixelCanvas",
     "RunOptions",
@@ -75,8 +83,13 @@ __all__ = [
     "ascend",
     "available_models",
     "clip",
+    "draw_embeddings",
+    "edit",
+    "embedding_target",
     "generate",
     "image_target",
+    "interpolate",
+    "invert",
     "load",
     "load_clipag",
     "load_model",

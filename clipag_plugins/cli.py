@@ -16,6 +16,7 @@ from .commands import (
     explain,
     finetune,
     generate,
+    invert,
     run,
     style,
     vqgan,
@@ -44,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     families = (
-        generate, draw, vqgan, style, run, explain, attack, eval, finetune, weights, bench,
-        comfyui,
+        generate, draw, vqgan, style, invert, run, explain, attack, eval, finetune, weights,
+        bench, comfyui,
     )  # fmt: skip
     for family in families:
         family.add(commands)

@@ -57,3 +57,9 @@ STYLE_TV = 0.0
 
 # What `generate` draws on.
 CANVASES = ("pixels", "pyramid", "fft")
+
+# Pictures of image embeddings: `clipag invert`, `interpolate` and `edit`.
+INVERSION_CLOSENESS, PATH_CLOSENESS = 0.0, 1.0  # shares of the source picture in the start
+BLUR = 0.07  # standard deviation, as a share of the side
+BETWEEN = 7  # pictures between two neighbours
+STRENGTHS = (0.0, 0.2, 0.4, 0.6)

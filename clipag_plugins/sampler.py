@@ -244,31 +244,45 @@ def sample(
         canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
     guide = Guides(
         [
-            Guide(
-                each,
-                [of_picture for of_picture in of_model for _ in seeds for _ in range(tries)],
-                views,
-                seeds=[number for number in seeds for _ in range(tries)] * len(prompts),
-                options=options,
-            )
+            guide_of_tries(each, of_model, seeds, tries, views, options)
             for each, of_model in zip(models, targets, strict=True)
         ]
     )
     ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
-    return ascent if tries == 1 else _best_of_tries(ascent, guide, settings)
+    return best_of_tries(ascent, ranking_losses(ascent, guide, settings))
 
 
-def _best_of_tries(ascent: Ascent, guide: Guides, settings: SamplerSettings) -> Ascent:
-    """Keep the try of each picture that the guide likes best under fresh views."""
-    # A few views of an ascent are too noisy to rank its outcomes.
-    few = 1 < settings.views.count < RANKING_VIEWS
-    views = settings.views_of(RANKING_VIEWS) if few else settings.views
-    try:
-        with torch.no_grad():
-            losses = guide.loss(ascent.images, views)
-    except KeyboardInterrupt:
-        losses, ascent.interrupted = ascent.losses, True
-    return best_of_tries(ascent, losses.view(-1, settings.tries))
+def guide_of_tries(
+    model: ClipagModel,
+    targets: Sequence[Sequence[Target]],
+    seeds: Sequence[int],
+    tries: int,
+    views: MakeViews,
+    options: RunOptions,
+) -> Guide:
+    """Return a guide of images for each list of targets: one for each seed and try, in order."""
+    return Guide(
+        model,
+        [of_picture for of_picture in targets for _ in seeds for _ in range(tries)],
+        views,
+        seeds=[number for number in seeds for _ in range(tries)] * len(targets),
+        options=options,
+    )
+
+
+def ranking_losses(ascent: Ascent, guide: Guide | Guides, settings: SamplerSettings) -> Tensor:
+    """Return the losses (B, tries) under fresh views, by which the best try of each is chosen."""
+    losses = ascent.losses
+    if settings.tries > 1:
+        # A few views of an ascent are too noisy to rank its outcomes.
+        few = 1 < settings.views.count < RANKING_VIEWS
+        views = settings.views_of(RANKING_VIEWS) if few else settings.views
+        try:
+            with torch.no_grad():
+                losses = guide.loss(ascent.images, views)
+        except KeyboardInterrupt:
+            ascent.interrupted = True
+    return losses.view(-1, settings.tries)
 
 
 def best_of_tries(ascent: Ascent, losses: Tensor) -> Ascent:

@@ -32,3 +32,12 @@ def sheet(
         for j, picture in enumerate(row):
             canvas.paste(picture, (MARGIN + j * (width + MARGIN), top + TITLE_HEIGHT))
     return canvas
+
+
+def strip(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return equally large pictures side by side, without margins."""
+    width, height = pictures[0].size
+    canvas = Image.new("RGB", (len(pictures) * width, height))
+    for number, picture in enumerate(pictures):
+        canvas.paste(picture, (number * width, 0))
+    return canvas

@@ -267,3 +267,24 @@ def _tokens(model: ClipagModel, text: str, templates: Sequence[str], truncate: b
 def image_target(model: ClipagModel, image: Tensor, weight: float = 1.0) -> Target:
     """Encode an image (3, H, W) in [0, 1] as a target."""
     return Target(embed_images(model, image[None].to(model.device))[0], weight)
+
+
+def embedding_target(model: ClipagModel, embedding: Tensor, weight: float = 1.0) -> Target:
+    """Make a target of an image embedding (D,) of the model's own, of any length.
+
+    Raises:
+        ClipagError: it has another shape or width, is not finite, or is 0.
+    """
+    if embedding.ndim != 1:
+        raise ClipagError(f"An embedding is (D,), not {tuple(embedding.shape)}.")
+    if len(embedding) != model.visual.output_dim:
+        raise ClipagError(
+            f"The embedding has {len(embedding)} numbers, but those of {model.name} have "
+            f"{model.visual.output_dim}: encode the picture with the model that guides."
+        )
+    embedding = embedding.detach().to(model.device, torch.float32)
+    if not embedding.isfinite().all() or not embedding.any():
+        raise ClipagError(
+            "The embedding is 0 or holds values that are not finite: encode the picture again."
+        )
+    return Target(F.normalize(embedding, dim=0), weight)

@@ -210,9 +210,9 @@ def in_turn(*recorders: Recorder | None) -> Recorder:
     return call
 
 
-def save_gif(frames: Sequence[Image.Image], path: Path) -> None:
-    """Write an animation that loops forever."""
+def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = MILLISECONDS) -> None:
+    """Write an animation that loops forever, with so many milliseconds a frame."""
     with write_beside(path) as temporary:
         frames[0].save(
-            temporary, save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0
+            temporary, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0
         )

@@ -23,9 +23,9 @@ LAYERS = (
     "bpe tokenizer quantization",
     "base transformer vit resnet mini checkpoint architecture stages smoothing",
     "embedded publish hub",
-    "targets views guide canvas multiscale mixture masks",
+    "targets latents views guide canvas multiscale mixture masks",
     "ascent",
-    "sampler",
+    "sampler inversion",
     "attack pag explain evaluation clip bench",
     "clipag_plugins",  # the public names
     "integrations",

@@ -117,6 +117,13 @@ def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = Fal
     add = command.add_argument
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add_recording(command, has_bare_video)
+    add_computing(command)
+
+
+def add_recording(command: argparse.ArgumentParser, has_bare_video: bool = False) -> None:
+    """Add --trajectory and --video."""
+    add = command.add_argument
     add("--trajectory", type=Path, metavar="DIR", help="write start, middle, end and an animation")
     add(
         "--video",
@@ -127,6 +134,11 @@ def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = Fal
         help="write a film of one frame a step, or name a folder of films"
         + ("; without a name, the same as -vid" if has_bare_video else ""),
     )
+
+
+def add_computing(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how a run computes: --device, --precision and --max-views."""
+    add = command.add_argument
     add("--device", help=DEVICE_HELP)
     add(
         "--precision",
@@ -143,12 +155,12 @@ def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = Fal
 
 
 def run_options(options: argparse.Namespace) -> RunOptions:
-    """Return the options of `add_run_options` as the library takes them."""
+    """Return the options of `add_run_options`, or of `add_computing`, as the library takes them."""
     return RunOptions(
         options.precision,
         options.max_views,
         getattr(options, "compile", False),
-        options.truncate,
+        getattr(options, "truncate", False),
     )
 
 

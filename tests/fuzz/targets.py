@@ -8,13 +8,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
 import clipag_plugins as clip
-from clipag_plugins import mini, mixture, pictures
+from clipag_plugins import latents, mini, mixture, pictures
 from clipag_plugins.base import CLIP_MEAN, CLIP_STD
 from clipag_plugins.evaluation import folders, judges
 from clipag_plugins.finetune import checkpoint, config, progress, settings, sources
@@ -277,6 +278,16 @@ def _sample_mixture(path: Path) -> None:
     assert images.isfinite().all()
 
 
+def _embeddings() -> dict[str, bytes]:
+    arrays = {"one": np.ones(4, np.float32), "two": np.eye(2, 4), "half": np.ones(4, np.float16)}
+    files = {}
+    for name, array in arrays.items():
+        target = io.BytesIO()
+        np.save(target, array)
+        files[name] = target.getvalue()
+    return files
+
+
 def _style_networks() -> dict[str, bytes]:
     state = network.StyleNetwork(1).state_dict()
     return {"network": save(state, {"prompt": "a fire", "seed": "0", "steps": "200"})}
@@ -428,6 +439,8 @@ TARGETS = {
         hostile.archives, 80,
     ),
     "mixture": Target("x.safetensors", _mixtures, _sample_mixture, TENSORS, hostile.tensors, 200),
+    "embeddings": Target("x.npy", _embeddings, latents.read_embeddings, (*BINARY, *TEXT),
+                         hostile.archives, 200),
     "style_network": Target(
         "x.safetensors", _style_networks, network.load, TENSORS, hostile.tensors, 200
     ),
