@@ -17,6 +17,7 @@ from .commands import (
     finetune,
     generate,
     invert,
+    probe,
     run,
     style,
     vqgan,
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     families = (
-        generate, draw, vqgan, style, invert, run, explain, attack, eval, finetune, weights,
+        generate, draw, vqgan, style, invert, run, explain, probe, attack, eval, finetune, weights,
         bench, comfyui,
     )  # fmt: skip
     for family in families:

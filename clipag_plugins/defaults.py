@@ -63,3 +63,4 @@ INVERSION_CLOSENESS, PATH_CLOSENESS = 0.0, 1.0  # shares of the source picture i
 BLUR = 0.07  # standard deviation, as a share of the side
 BETWEEN = 7  # pictures between two neighbours
 STRENGTHS = (0.0, 0.2, 0.4, 0.6)
+COMPONENTS = (1, 4, 16, 64, 256)  # principal components of `clipag pca`

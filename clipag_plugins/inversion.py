@@ -128,7 +128,8 @@ def invert(
         ClipagError: an argument is out of range, or a file cannot be read.
     """
     loaded = _loaded(model)
-    sources = _sources([picture] if isinstance(picture, Picture) else picture, loaded, how.size)
+    pictures = [picture] if isinstance(picture, Picture) else picture
+    sources = read_sources(pictures, loaded, how.size)
     with torch.no_grad():
         embeddings = embed_images(loaded, sources)
     return draw_embeddings(
@@ -142,6 +143,7 @@ def draw_embeddings(
     how: Inversion = Inversion(),
     *,
     sources: Tensor | None = None,
+    anchor: Tensor | None = None,
     callback: Callback | None = None,
     options: RunOptions = RunOptions(),
 ) -> Ascent:
@@ -151,7 +153,10 @@ def draw_embeddings(
         embeddings: (D,) or (B, D), of the model's own image tower; any length.
         model: as for `invert`.
         how: start, seeds, size and settings.
-        sources: images (B, 3, S, S) in [0, 1] that `how.closeness` blends into the starts.
+        sources: images (B, 3, S, S) in [0, 1] that `how.closeness` blends into the starts; one if
+            there is an anchor.
+        anchor: an embedding (D,) that all pictures share their start with. Of several tries, one is
+            chosen for all of them. Without an anchor, each embedding has starts that suit it.
         callback, options: as for `invert`.
 
     Returns:
@@ -166,8 +171,20 @@ def draw_embeddings(
     if not len(rows):
         raise ClipagError("There is no embedding: give at least one.")
     targets = [embedding_target(loaded, each) for each in rows]
-    starts = _starts(targets, loaded, how, sources)
-    return _draw(targets, loaded, how, starts, callback=callback, options=options)
+    if anchor is None:
+        starts = _starts(targets, loaded, how, sources)
+    else:
+        start = _starts([embedding_target(loaded, anchor)], loaded, how, sources)
+        starts = start.expand(len(targets), -1, -1, -1, -1, -1)
+    return _draw(
+        targets,
+        loaded,
+        how,
+        starts,
+        is_path=anchor is not None,
+        callback=callback,
+        options=options,
+    )
 
 
 def interpolate(
@@ -203,7 +220,7 @@ def interpolate(
     if between < 0:
         raise ClipagError(f"`between` is {between}: choose 0 or more pictures.")
     loaded = _loaded(model)
-    sources = _sources(pictures, loaded, how.size)
+    sources = read_sources(pictures, loaded, how.size)
     with torch.no_grad():
         points = embed_images(loaded, sources)
     legs = len(pictures) - 1
@@ -252,21 +269,26 @@ def edit(
         if not 0 <= strength <= 1:
             raise ClipagError(f"`strengths` holds {strength}: choose shares from 0 to 1.")
     loaded = _loaded(model)
-    sources = _sources([picture], loaded, how.size)
+    sources = read_sources([picture], loaded, how.size)
     with torch.no_grad():
         (z,) = embed_images(loaded, sources)
     difference = text_difference(loaded, *texts, options.truncate)
-    targets = [Target(slerp(z, difference, strength)) for strength in strengths]
-    starts = _starts([Target(z)], loaded, how, sources).expand(len(targets), -1, -1, -1, -1, -1)
-    return _draw(targets, loaded, how, starts, is_path=True, callback=callback, options=options)
+    embeddings = torch.stack([slerp(z, difference, strength) for strength in strengths])
+    return draw_embeddings(
+        embeddings, loaded, how, sources=sources, anchor=z, callback=callback, options=options
+    )
 
 
 def _loaded(model: ClipagModel | str | Path) -> ClipagModel:
     return model if isinstance(model, ClipagModel) else load_model(model)
 
 
-def _sources(pictures: Sequence[Picture], model: ClipagModel, side: int) -> Tensor:
-    """Return the middle squares of pictures, (B, 3, side, side) in [0, 1]."""
+def read_sources(pictures: Sequence[Picture], model: ClipagModel, side: int) -> Tensor:
+    """Return the middle squares of pictures, (B, 3, side, side) in [0, 1], on the model's device.
+
+    Raises:
+        ClipagError: there is no picture, or a file cannot be read.
+    """
     if not pictures:
         raise ClipagError("There is no picture: name at least one.")
     squares = [from_pil(open_picture(picture), (side, side)) for picture in pictures]

@@ -5,6 +5,7 @@ Latents", 2022, section 3).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 
@@ -73,6 +74,54 @@ def text_difference(
             f"{text!r} and {source_text!r} mean the same to the model: name a change."
         )
     return F.normalize(end - source, dim=0)
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """A basis of embeddings in which the first coordinates matter most (PCA).
+
+    Attributes:
+        mean: (D,), of the embeddings that it was fitted on.
+        directions: (K, D), orthonormal, by falling variance.
+        variances: (K,), of the embeddings along each direction.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
+
+    @classmethod
+    def fit(cls, embeddings: Tensor, count: int | None = None) -> "PrincipalComponents":
+        """Fit `count` components, by default as many as there can be, to embeddings (N, D).
+
+        Raises:
+            ClipagError: there are no embeddings, they are not finite, or `count` is out of range.
+        """
+        if embeddings.ndim != 2 or len(embeddings) < 2:
+            raise ClipagError("There are no two embeddings: components need a corpus of pictures.")
+        if not embeddings.isfinite().all():
+            raise ClipagError("The embeddings hold values that are not finite: encode them again.")
+        most = min(len(embeddings) - 1, embeddings.shape[1])
+        count = most if count is None else count
+        if not 1 <= count <= most:
+            raise ClipagError(
+                f"`components` has {count}, but {len(embeddings)} embeddings of width "
+                f"{embeddings.shape[1]} have at most {most}: choose fewer, or a larger corpus."
+            )
+        centred = embeddings.double() - embeddings.double().mean(dim=0)
+        _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
+        variances = lengths[:count] ** 2 / (len(embeddings) - 1)
+        basis = (embeddings.double().mean(dim=0), directions[:count], variances)
+        return cls(*(each.to(embeddings.dtype) for each in basis))
+
+    def coordinates(self, embeddings: Tensor) -> Tensor:
+        """Return the coordinates (B, K) of embeddings (B, D)."""
+        return (embeddings - self.mean) @ self.directions.T
+
+    def reconstruct(self, coordinates: Tensor) -> Tensor:
+        """Return unit-length embeddings (B, D) of the first coordinates, (B, k) with k ≤ K."""
+        used = self.directions[: coordinates.shape[1]]
+        return F.normalize(self.mean + coordinates @ used, dim=1)
 
 
 def read_embeddings(path: Path) -> Tensor:

@@ -26,7 +26,7 @@ LAYERS = (
     "targets latents views guide canvas multiscale mixture masks",
     "ascent",
     "sampler inversion",
-    "attack pag explain evaluation clip bench",
+    "attack pag explain probing evaluation clip bench",
     "clipag_plugins",  # the public names
     "integrations",
     "finetune evaluation.tables",

@@ -79,7 +79,7 @@ def add(commands: Commands) -> None:
     invert.add_argument(
         "--count", type=int, default=1, help="pictures of each: SEED, SEED + 1, … (default: 1)"
     )
-    _add_shared(invert, INVERSION_CLOSENESS)
+    add_inversion_options(invert, INVERSION_CLOSENESS)
     add_recording(invert)
     add_out(invert, "a .png for one picture", "invert-IMAGE-SEED.png")
 
@@ -94,7 +94,7 @@ def add(commands: Commands) -> None:
         default=BETWEEN,
         help="pictures between two neighbours (default: %(default)s)",
     )
-    _add_shared(interpolate, PATH_CLOSENESS)
+    add_inversion_options(interpolate, PATH_CLOSENESS)
     add_out(interpolate, "a .png beside which a .gif is written", "interpolate-IMAGE-SEED.png")
 
     edit = command(commands, "edit", "change a picture from one text to another", EDIT_EXAMPLES)
@@ -112,11 +112,13 @@ def add(commands: Commands) -> None:
         f"(default: {' '.join(f'{strength:g}' for strength in STRENGTHS)})",
     )
     edit.add_argument("--truncate", action="store_true", help="cut texts of more than 77 tokens")
-    _add_shared(edit, PATH_CLOSENESS)
+    add_inversion_options(edit, PATH_CLOSENESS)
     add_out(edit, "a .png beside which a .gif is written", "edit-IMAGE-SEED.png")
 
 
-def _add_shared(parser: argparse.ArgumentParser, closeness: float) -> None:
+def add_inversion_options(
+    parser: argparse.ArgumentParser, closeness: float, has_model: bool = True
+) -> None:
     """Add the options that say how embeddings become pictures."""
     add = parser.add_argument
     add(
@@ -150,12 +152,14 @@ def _add_shared(parser: argparse.ArgumentParser, closeness: float) -> None:
         default="pixels",
         help="what is changed, as for clipag generate (default: pixels)",
     )
-    add_model(parser)
+    if has_model:
+        add_model(parser)
     add_seed(parser)
     add_computing(parser)
 
 
-def _how(options: argparse.Namespace, count: int = 1) -> "Inversion":
+def inversion(options: argparse.Namespace, count: int = 1) -> "Inversion":
+    """Return the options of `add_inversion_options` as the library takes them."""
     from ..inversion import Inversion
 
     return Inversion(
@@ -184,7 +188,7 @@ def _invert(options: argparse.Namespace) -> int:
     from ..inversion import draw_embeddings, invert
     from ..pictures import save_png, to_pil
 
-    how = _how(options, options.count)
+    how = inversion(options, options.count)
     model = load_model(options.model, choose_device(options.device))
     trajectory = new_trajectory(options, how.settings_for(model).steps)
     if embeddings is None:
@@ -196,7 +200,7 @@ def _invert(options: argparse.Namespace) -> int:
             embeddings, model, how, callback=trajectory, options=run_options(options)
         )
     metadata = [
-        {"inverted": name, "seed": seed, **_metadata(options, model, how, ascent)}
+        {"inverted": name, "seed": seed, **metadata_of(options, model, how, ascent)}
         for name in names
         for seed in seeds
     ]
@@ -226,12 +230,12 @@ def _names_and_embeddings(pictures: Sequence[str]) -> tuple[list[str], "Tensor |
 
 def _interpolate(options: argparse.Namespace) -> int:
     stems = " ".join(Path(picture).stem for picture in options.pictures)
-    strip, animation = _strip_paths(options, f"interpolate {stems}")
+    strip, animation = strip_paths(options, f"interpolate {stems}")
 
     from ..hub import load_model
     from ..inversion import interpolate
 
-    how = _how(options)
+    how = inversion(options)
     model = load_model(options.model, choose_device(options.device))
     ascent = interpolate(
         options.pictures, model, how, between=options.between, options=run_options(options)
@@ -240,19 +244,19 @@ def _interpolate(options: argparse.Namespace) -> int:
         "interpolated": ", ".join(options.pictures),
         "between": options.between,
         "seed": options.seed,
-        **_metadata(options, model, how, ascent),
+        **metadata_of(options, model, how, ascent),
     }
-    _save_strip(ascent, strip, animation, metadata)
+    save_strip(ascent, strip, animation, metadata)
     return exit_code(ascent)
 
 
 def _edit(options: argparse.Namespace) -> int:
-    strip, animation = _strip_paths(options, f"edit {Path(options.picture).stem} {options.text}")
+    strip, animation = strip_paths(options, f"edit {Path(options.picture).stem} {options.text}")
 
     from ..hub import load_model
     from ..inversion import edit
 
-    how = _how(options)
+    how = inversion(options)
     model = load_model(options.model, choose_device(options.device))
     ascent = edit(
         options.picture,
@@ -268,9 +272,9 @@ def _edit(options: argparse.Namespace) -> int:
         "to": options.text,
         "strengths": " ".join(f"{strength:g}" for strength in options.strengths),
         "seed": options.seed,
-        **_metadata(options, model, how, ascent),
+        **metadata_of(options, model, how, ascent),
     }
-    _save_strip(ascent, strip, animation, metadata)
+    save_strip(ascent, strip, animation, metadata)
     return exit_code(ascent)
 
 
@@ -280,7 +284,7 @@ def _files(options: argparse.Namespace) -> list[str]:
     return [*pictures, options.init]
 
 
-def _strip_paths(options: argparse.Namespace, name: str) -> tuple[Path, Path]:
+def strip_paths(options: argparse.Namespace, name: str) -> tuple[Path, Path]:
     """Return where the strip and the animation are written."""
     drawing = (name, options.seed)
     (strip,) = output_paths([drawing], options.out, ".png", _files(options), [(None, ".gif")])
@@ -289,9 +293,10 @@ def _strip_paths(options: argparse.Namespace, name: str) -> tuple[Path, Path]:
     return strip, animation
 
 
-def _metadata(
+def metadata_of(
     options: argparse.Namespace, model: "ClipagModel", how: "Inversion", ascent: "Ascent"
 ) -> dict[str, object]:
+    """Return the part of a picture's metadata that `add_inversion_options` and the model give."""
     settings = how.settings_for(model)
     return {
         "size": size_of(ascent.images),
@@ -306,7 +311,7 @@ def _metadata(
     }
 
 
-def _save_strip(
+def save_strip(
     ascent: "Ascent", strip_path: Path, animation: Path, metadata: Mapping[str, object]
 ) -> None:
     """Write the pictures side by side and, if there are several, as an animation to and fro."""
