@@ -5,6 +5,7 @@ import io
 import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,10 +38,10 @@ SIMILARITY_TOLERANCE = 0.02
 RENDERER_TOLERANCE = 1e-4
 FEW = ["--steps", "3", "--seed", "0"]
 COMMANDS = {
-    "generate": ["generate", PROMPT, *FEW, "--tries", "1", "--size", "96"],
-    "draw": ["draw", PROMPT, *FEW, "--strokes", "16", "--size", "96"],
-    "vqgan": ["vqgan", PROMPT, *FEW, "--views", "4", "--size", "96"],
-    "style": ["style", str(PHOTO), PROMPT, *FEW, "--patches", "4", "--size", "96"],
+    "generate": ["generate", PROMPT, *FEW, "--tries", "1"],
+    "draw": ["draw", PROMPT, *FEW, "--strokes", "16"],
+    "vqgan": ["vqgan", PROMPT, *FEW, "--views", "4"],
+    "style": ["style", str(PHOTO), PROMPT, *FEW, "--patches", "4"],
 }
 
 
@@ -61,7 +62,8 @@ def pictures(meter: Meter) -> Figures:
     figures: Figures = {"tolerance of similarity": SIMILARITY_TOLERANCE}
     for name, arguments in COMMANDS.items():
         try:
-            figures[name] = _compare_pictures(judge, arguments, meter)
+            sized = [*arguments, "--size", "48" if meter.quick else "96"]
+            figures[name] = _compare_pictures(judge, sized, meter)
         except Exception as error:
             figures[name] = {"error": repr(error)[:1000]}
     return figures
@@ -194,6 +196,7 @@ def canvases(meter: Meter) -> Figures:
     steps, side = (1, 48) if meter.quick else (10, 96)
     photo = from_pil(read_picture(PHOTO), (side, side))
     network = vqgan.load_vqgan()
+    latent = replace(vqgan.settings_for(network), views=vqgan.Cutouts(4))
 
     def pixels(canvas: str, options: RunOptions) -> Ascent:
         settings = settings_for(model, steps=steps, tries=1, canvas=canvas)
@@ -204,13 +207,19 @@ def canvases(meter: Meter) -> Figures:
         "pyramid": lambda options: pixels("pyramid", options),
         "fft": lambda options: pixels("fft", options),
         "strokes": lambda options: clipdraw.draw(
-            [PROMPT], model, steps=steps, size=side, options=options
+            [PROMPT], model, steps=steps, size=side, drawing=clipdraw.Drawing(32), options=options
         ),
         "latent": lambda options: vqgan.draw(
-            PROMPT, model, network, steps=steps, size=(side, side), options=options
+            PROMPT,
+            model,
+            network,
+            steps=steps,
+            size=(side, side),
+            settings=latent,
+            options=options,
         ),
         "style network": lambda options: clipstyler.style(
-            photo, "fire", model, steps=steps, options=options
+            photo, "fire", model, losses=clipstyler.Losses(patches=4), steps=steps, options=options
         ),
     }
     return {name: _in_precisions(draw, model) for name, draw in draws.items()}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 Run = Callable[[], object]
+WARM_UPS = 3
 LONGEST = 4.0  # seconds that the rounds of one case may take
 
 
@@ -43,12 +44,13 @@ class Meter:
 
     def medians(self, runs: Mapping[str, Run], rounds: int = 20) -> dict[str, float]:
         """Return the median seconds of each run, by name. The runs take turns."""
-        warm_ups, rounds = (1, 1) if self.quick else (3, rounds)
+        if self.quick:
+            return {name: self.once(run) for name, run in runs.items()}
         last: dict[str, float] = {}
-        for _ in range(warm_ups):
+        for _ in range(WARM_UPS):
             last = {name: self.once(run) for name, run in runs.items()}
         slowest = max(last.values(), default=0.0)
-        rounds = max(3 if not self.quick else 1, min(rounds, int(LONGEST / max(slowest, 1e-6))))
+        rounds = max(3, min(rounds, int(LONGEST / max(slowest, 1e-6))))
         times: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(rounds):
             for name, run in runs.items():
