@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .arguments import FIRST_TOO_LARGE_SEED
 from .base import resample
+
+MOST_DRAWN_FOR_GPU = 2**20  # numbers: some milliseconds
 
 
 class MakeViews(Protocol):
@@ -95,8 +98,8 @@ class Views:
             views.append(self._cut(crops))
         result = torch.cat(views, dim=1)
         if self.noise:
-            noise = torch.randn(result.shape[1:], dtype=result.dtype)
-            result = torch.add(result, noise.to(result.device), alpha=self.noise)
+            noise = _noise(result.shape[1:], result)
+            result = torch.add(result, noise, alpha=self.noise)
         weights = images.new_ones(self.count)
         weights[self.global_views :] = self.patch_weight
         return result, weights / weights.sum()
@@ -170,6 +173,19 @@ class Views:
         place = torch.arange(size, device=views.device)
         across, down = (place >= first) & (place < first + side)  # (V, S) each
         return views.masked_fill(down[:, None, :, None] & across[:, None, None, :], 0.5)
+
+
+def _noise(shape: torch.Size, like: Tensor) -> Tensor:
+    """Return Gaussian noise of a shape, with the device and the type of another tensor.
+
+    The CPU draws it, so that a picture depends little on the device. But a GPU would wait for large
+    noise longer than for all else, so it draws that itself, from a seed that the CPU draws.
+    """
+    if like.is_cuda and shape.numel() > MOST_DRAWN_FOR_GPU:
+        seed = int(torch.randint(FIRST_TOO_LARGE_SEED - 1, ()))
+        generator = torch.Generator(like.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    return torch.randn(shape, dtype=like.dtype).to(like.device)
 
 
 def _centres(size: int, like: Tensor) -> Tensor:
