@@ -13,7 +13,7 @@ The gradient is therefore part of the forward pass, and autograd's backward pass
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +26,7 @@ from . import precision
 from .arguments import RunOptions
 from .base import ClipagModel, normalize
 from .errors import ClipagError
+from .graphs import Replayed
 from .streams import OpenStream, RandomStreams
 from .targets import (
     Target,
@@ -92,8 +93,9 @@ class Guide:
         self.dtype = precision.choose(options.precision, model.visual)
         self._scale = FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
         self._tower = precision.in_precision(model.visual, self.dtype)
+        self._encode: Callable[[Tensor], Tensor] = Replayed(self._tower)
         if options.compile:
-            self._tower = _compiled(self._tower, model.device)
+            self._encode = _compiled(self._tower, model.device)
         self._targets = table_of(targets)
         has_sources = self._targets.sources is not None
         if spherical and has_sources:
@@ -191,7 +193,7 @@ class Guide:
         for part, numbers, weight in zip(*chunks, strict=True):
             part.requires_grad_(needs_gradient)
             with torch.set_grad_enabled(needs_gradient):
-                z = F.normalize(self._tower(normalize(part).to(self.dtype)).float(), dim=-1)
+                z = F.normalize(self._encode(normalize(part).to(self.dtype)).float(), dim=-1)
                 loss = weight * self._target_loss(z, self._targets.of_images(numbers))
                 total = loss.sum() * self._scale
             losses.append(loss.detach())

@@ -23,7 +23,7 @@ LAYERS = (
     "bpe tokenizer quantization",
     "base transformer vit resnet mini checkpoint architecture stages smoothing",
     "embedded publish hub",
-    "targets latents views guide canvas multiscale mixture masks",
+    "targets latents views graphs guide canvas multiscale mixture masks",
     "ascent",
     "sampler inversion",
     "attack pag explain probing evaluation clip bench",
