@@ -46,6 +46,8 @@ class Table:
 
     def markdown(self, document: Path) -> str:
         """Return the table and its sources, with links that are relative to a document."""
+        if not all(path_of(name).exists() for name in self.files):
+            return f"Not measured yet: `{self.command}`.\n"
         figures = [json.loads(path_of(name).read_text(encoding="utf-8")) for name in self.files]
         header, *lines = self.cells(*figures)
         rule = tuple("---" for _ in header)
@@ -450,6 +452,81 @@ def speed(figures: Figures) -> Cells:
 
 
 FINETUNE = {"clip-mini": "`clip-mini`", "ViT-B-32": "ViT-B/32"}
+
+
+@table("python -m benchmarks.gpu", "gpu")
+def gpu_checks(figures: Figures) -> Cells:
+    """Yield how far a GPU's pictures and gradients are from the CPU's."""
+    yield "on the GPU, against float32 on the CPU", "float32", "bfloat16", "float16"
+    parts = figures["parts"]
+    for name, entry in _cases(parts["pictures"]):
+        similarity = entry["similarity"]
+        same, fast = (similarity[key] - similarity["CPU"] for key in ("float32", "auto"))
+        yield f"`clipag {name}`: similarity to the prompt", f"{same:+.4f}", f"{fast:+.4f}", ""
+    for name, entry in _cases(parts["gradients"]):
+        cosines = (f"{entry[key]:.6f}" for key in ("float32", "bfloat16", "float16"))
+        yield f"gradient of {name}: cosine", *cosines
+    for name, entry in _cases(parts["renderer"]):
+        if "float32" in name:
+            yield (
+                f"renderer, {name.partition(',')[0]}: largest difference",
+                (f"{entry['largest difference']:.1e}"),
+                "",
+                "",
+            )
+    for name, entry in _cases(parts["canvases"]):
+        exact, *rounded = (entry[key]["similarity"] for key in ("float32", "bfloat16", "float16"))
+        changes = (f"{value - exact:+.4f}" for value in rounded)
+        yield f"canvas {name}: similarity, against float32", "", *changes
+
+
+@table("python -m benchmarks.gpu", "gpu")
+def gpu_speed(figures: Figures) -> Cells:
+    """Yield the times of a tower and of a whole step, beside those of open_clip."""
+    yield (
+        "milliseconds", "tower", "open_clip's", "recorded", "open_clip's", "of the limit",
+        "whole step", "with open_clip",
+    )  # fmt: skip
+    steps = figures["parts"].get("steps", {})
+    for name, entry in _cases(figures["parts"]["looks"]):
+        times = [
+            _fastest(entry["seconds"], package, is_recorded)
+            for is_recorded in (False, True)
+            for package in ("clipag", "open_clip")
+        ]
+        recorded = times[2][0] or times[0][0]
+        share = entry["share of the limit"].get(recorded)
+        whole = steps.get(name, {}).get("seconds", {})
+        times += [(None, whole.get("clipag")), _fastest(whole, "open_clip", False)]
+        cells = ["" if seconds is None else f"{1e3 * seconds:.1f}" for _, seconds in times]
+        yield name, *cells[:4], "" if share is None else percent(share), *cells[4:]
+
+
+@table("python -m benchmarks.gpu", "gpu")
+def gpu_others(figures: Figures) -> Cells:
+    """Yield what else was measured on a GPU."""
+    yield "figure", "value"
+    for part in ("limit", "training", "strokes", "command", "compiled"):
+        for label, value in _flat(figures["parts"].get(part, {})):
+            yield f"{part}: {label}", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cases(part: Figures) -> Iterator[tuple[str, Figures]]:
+    """Yield the cases of a part that have figures of their own."""
+    for name, entry in part.items():
+        if isinstance(entry, dict) and "error" not in entry:
+            yield name, entry
+
+
+def _fastest(seconds: Figures, package: str, is_recorded: bool) -> tuple[str | None, float | None]:
+    """Return the name and the seconds of a package's fastest way, recorded as a graph or not."""
+    ways = [
+        (value, name)
+        for name, value in seconds.items()
+        if name.startswith(package) and name.endswith("recorded") == is_recorded
+    ]
+    value, name = min(ways, default=(None, None))
+    return name, value
 
 
 @table("python -m benchmarks.finetune", "finetune")

@@ -44,5 +44,5 @@ def training(meter: Meter) -> Figures:
     if "ours" in seconds and peers:
         figures["ours against"] = {k: round(s / seconds["ours"], 3) for k, s in peers.items()}
     figures["peak memory, MB"] = peaks
-    figures["our split, s"] = {"attack": times.attack, "update": times.update, "data": times.data}
+    figures["our split, s"] = {"attack": times.attack, "update": times.update}
     return figures
