@@ -9,10 +9,14 @@ mask as an argument, such scripts would silently compute something else.
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import is_traced
+
+# Longer sequences need more memory for their attention weights than for all else.
+LONGEST_IN_PRODUCTS = 320
 
 
 class LayerNorm(nn.LayerNorm):
@@ -59,11 +63,31 @@ class Attention(nn.MultiheadAttention):
             k, v = F.linear(
                 key, self.in_proj_weight[width:], self.in_proj_bias[width:]
             ).chunk(2, dim=2)  # fmt: skip
-        # Views of shape (batch, heads, length, width of a head): the kernel takes any strides.
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        y = y.permute(2, 0, 1, 3).flatten(2)
+        y = attend(q, k, v, self.num_heads, attn_mask)
         return F.linear(y, self.out_proj.weight, self.out_proj.bias), None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Return what queries (N, batch, width) read from keys and values (L, batch, width).
+
+    Args:
+        heads: number of heads, which divide the width.
+        mask: (N, L), added to the logits.
+
+    Returns:
+        (N, batch, width), before the output projection.
+    """
+    # Views of shape (batch, heads, length, width of a head).
+    q, k, v = (x.unflatten(2, (heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
+    on_cpu, batch, length = q.device.type == "cpu", q.shape[0], k.shape[2]
+    if on_cpu and q.dtype == torch.bfloat16 and length <= LONGEST_IN_PRODUCTS:
+        # The backward pass of the CPU's fused kernel takes six times as long in bfloat16.
+        q, k, v = (x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))
+        logits = q @ k.mT if mask is None else q @ k.mT + mask
+        y: Tensor = (logits.softmax(dim=-1) @ v).unflatten(0, (batch, heads))
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.permute(2, 0, 1, 3).flatten(2)
 
 
 class QuickGELU(nn.Module):

@@ -1,9 +1,12 @@
 """The number format: what "auto" chooses depends on the hardware alone."""
 
+import pytest
 import torch
+from torch.nn import functional as F
 
 import clipag_plugins as clip
 from clipag_plugins import bench, precision
+from clipag_plugins.transformer import attend
 
 
 def test_auto_on_a_cpu_is_bfloat16_exactly_where_there_are_instructions_for_it(model):
@@ -42,3 +45,37 @@ def test_float16_keeps_the_gradient_of_one_view_among_thousands(model):
     expected, gradient = (each.double().flatten() for each in gradients)
     assert torch.cosine_similarity(expected, gradient, dim=0) > 0.999
     assert (gradient - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "masked"), [(9, 9, False), (9, 9, True), (1, 9, False)]
+)
+def test_attention_in_bfloat16_is_that_in_float64(queries, keys, masked):
+    shapes = ((queries, 2, 32), (keys, 2, 32), (keys, 2, 32))
+    exact = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    rough = [x.detach().bfloat16().requires_grad_() for x in exact]
+    mask = torch.full((queries, keys), -torch.inf).triu(1) if masked else None
+    q, k, v = (x.unflatten(2, (4, 8)).permute(1, 2, 0, 3) for x in exact)
+    expected = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.double())
+    expected = expected.permute(2, 0, 1, 3).flatten(2)
+    result = attend(*rough, 4, None if mask is None else mask.bfloat16())
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.double(), expected, atol=0.04, rtol=0.02)
+    upstream = torch.randn(queries, 2, 32)
+    gradients = torch.autograd.grad(expected, exact, upstream.double())
+    roughly = torch.autograd.grad(result, rough, upstream.bfloat16())
+    for ours, theirs in zip(roughly, gradients, strict=True):
+        assert torch.cosine_similarity(ours.double().flatten(), theirs.flatten(), dim=0) > 0.999
+
+
+def test_the_gradient_in_bfloat16_points_where_that_in_float32_does():
+    torch.manual_seed(0)
+    model = clip.clip.model.CLIP(64, 64, 3, 128, 16, 77, 100, 64, 1, 1).eval().requires_grad_(False)
+    pixels = torch.randn(4, 3, 64, 64)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        tower = precision.in_precision(model.visual, dtype)
+        leaf = pixels.clone().requires_grad_()
+        tower(leaf.to(dtype)).float().square().sum().backward()
+        gradients.append(leaf.grad.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.999
