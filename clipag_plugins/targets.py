@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .base import ClipagModel, embed_images
 from .errors import ClipagError
 from .tokenizer import tokenize
+from .vit import CLIP
 
 TEXTS_AT_ONCE = 256
 # A direction is undefined at the source itself, and its gradient grows without bound close to it.
@@ -227,6 +228,10 @@ def text_embeddings(model: ClipagModel, texts: Sequence[str], truncate: bool = F
         ClipagError: a text is empty, or over 77 tokens and `truncate` is false.
     """
     tokens = torch.cat([_tokens(model, text, ["{}"], truncate) for text in texts])
+    if isinstance(model, CLIP):
+        # Its tokens attend to none after them, so nothing is computed for padding alone.
+        longest = int(tokens.argmax(dim=1).max()) + 1  # the end of a text has the highest number
+        tokens = tokens[:, : -(-longest // 8) * 8]  # kernels like multiples of 8
     parts = [model.encode_text(chunk.to(model.device)) for chunk in tokens.split(TEXTS_AT_ONCE)]
     return F.normalize(torch.cat(parts), dim=-1)
 

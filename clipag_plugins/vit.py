@@ -185,8 +185,9 @@ class CLIP(ClipagModel):
         return dtype
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Return text embeddings (B, embed_dim), not normalised, of (B, 77) integer tokens."""
-        x = self.token_embedding(text).to(self.dtype) + self.positional_embedding.to(self.dtype)
+        """Return text embeddings (B, embed_dim), not normalised, of (B, ≤ 77) integer tokens."""
+        positions = self.positional_embedding[: text.shape[1]].to(self.dtype)
+        x = self.token_embedding(text).to(self.dtype) + positions
         x = self.ln_final(self.transformer(x.transpose(0, 1)).transpose(0, 1))
         # The end-of-text token has the highest number of all tokens.
         # Not len(x): a trace would freeze it.

@@ -11,6 +11,7 @@ from clipag_plugins import sampler
 from clipag_plugins.base import INPUT_RESOLUTION, embed_images, normalize, transform
 from clipag_plugins.mini import Memory
 from clipag_plugins.targets import text_embeddings
+from clipag_plugins.vit import CLIP
 
 
 def test_interface_is_openais(model):
@@ -115,3 +116,14 @@ def test_a_saved_embedded_model_keeps_the_embedded_settings(tmp_path, model):
     loaded = clip.load_model(tmp_path)
     loaded.name = "mine"
     assert sampler.settings_for(loaded) == sampler.EMBEDDED_SETTINGS
+
+
+def test_texts_embedded_together_are_those_embedded_alone():
+    torch.manual_seed(0)
+    model = CLIP(32, 32, 1, 64, 16, 77, 49408, 64, 2, 2).eval().double()
+    texts = ["a cat", "a red apple on a table beside a window", "dog " * 90]
+    with torch.no_grad():
+        expected = F.normalize(model.encode_text(clip.tokenize(texts, truncate=True)), dim=-1)
+    torch.testing.assert_close(text_embeddings(model, texts, truncate=True), expected)
+    alone = text_embeddings(model, texts[:1])
+    torch.testing.assert_close(alone, expected[:1])
