@@ -3,6 +3,7 @@
 `test_comfyui_server.py` runs them in the real ComfyUI.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from clipag_plugins.integrations.comfyui import NODE_DISPLAY_NAME_MAPPINGS
 from clipag_plugins.integrations.comfyui.goals import Part
 from clipag_plugins.integrations.comfyui.host import Managed, thaw
 from clipag_plugins.integrations.comfyui.images import image_of, pictures_of
+from clipag_plugins.integrations.comfyui.install import WORKFLOWS
 from clipag_plugins.pictures import to_pil
 
 ROOT = Path(__file__).parent.parent
@@ -199,6 +201,17 @@ def test_vqgan_draws_what_the_library_draws(loaded, apple, model):
     assert pictures_of(image)[0].tobytes() == to_pil(ascent.images[0]).tobytes()
 
 
+def test_an_inversion_is_that_of_the_library(loaded, photo, model):
+    from clipag_plugins.inversion import Inversion, invert
+
+    (image,) = run_node(
+        "ClipagInvert", model=loaded, image=photo, seed=2, batch_size=2, side=32, steps=1, tries=1
+    )
+    how = Inversion(seed=[2, 3], size=32, steps=1, tries=1)
+    ascent = invert(pictures_of(photo)[0], model, how)
+    assert torch.equal(image, image_of([*ascent.images])) and image.shape == (2, 32, 32, 3)
+
+
 @pytest.mark.slow
 def test_photos_are_styled_one_by_one(loaded, photo):
     batch = torch.cat([photo, 1 - photo])
@@ -232,6 +245,77 @@ def test_heat_maps_are_masks(loaded, photo):
     assert mask.min() >= 0 and mask.max() == 1
 
 
+class Diffusion:
+    """What the guide calls of ComfyUI's MODEL; the real one is in `benchmarks/comfyui.py`."""
+
+    model_sampling = SimpleNamespace(percent_to_sigma=lambda share: 10 * (1 - share))
+
+    def clone(self):
+        return Diffusion()
+
+    def set_model_sampler_post_cfg_function(self, function):
+        self.function = function
+
+    def process_latent_out(self, latents):
+        return latents / 2
+
+    def denoised(self, latents, step):
+        """Return what a sampler of ten steps gets for a prediction of clean latents."""
+        sigmas = torch.arange(10.0, -1, -1)
+        options = {"transformer_options": {"sample_sigmas": sigmas}}
+        return self.function(
+            {"denoised": latents, "sigma": sigmas[step].expand(len(latents)), "model": self,
+             "model_options": options}
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """The embedded VQGAN's decoder as ComfyUI's VAE, in inference mode as its loader makes it."""
+    from clipag_plugins.integrations import vqgan
+
+    with torch.inference_mode():
+        module = vqgan.load_vqgan()
+    codes = vqgan.codebook(module)
+    return SimpleNamespace(
+        first_stage_model=module, latent_channels=codes.shape[1], device=torch.device("cpu"),
+        vae_dtype=torch.float32, process_output=lambda image: ((image + 1) / 2).clamp(0, 1),
+    )  # fmt: skip
+
+
+def test_guided_latents_come_nearer_to_the_target(loaded, apple, vae, model):
+    with torch.inference_mode():
+        latents = torch.randn(2, vae.latent_channels, 6, 8, generator=torch.Generator()) * 2
+    (guided,) = run_node(
+        "ClipagGuideDiffusion", diffusion=Diffusion(), vae=vae, model=loaded, target=apple,
+        strength=0.2, end_percent=0.55, every=2, views=4,
+    )  # fmt: skip
+    guide = clip.Guide(model, [[clip.text_target(model, "a red apple")]] * 2)
+
+    def loss(latents):
+        with torch.no_grad():
+            decoded = vae.first_stage_model.decode(latents.clone() / 2)
+            return guide.loss(vae.process_output(decoded)).sum().item()
+
+    with torch.inference_mode():
+        moved = guided.denoised(latents, step=2)
+        again = guided.denoised(latents, step=2)
+        is_same = [torch.equal(guided.denoised(latents, step), latents) for step in (1, 6, 9)]
+    assert all(is_same)  # each second step only, and none after 55 %
+    assert torch.equal(moved, again) and moved.shape == latents.shape
+    assert loss(moved) < loss(latents)
+    length = (moved - latents).square().mean(dim=(1, 2, 3)).sqrt()
+    assert torch.allclose(length, 0.2 * latents.std(dim=(1, 2, 3)), rtol=1e-3)
+
+
+def test_latents_of_another_vae_are_refused(loaded, apple, vae):
+    (guided,) = run_node(
+        "ClipagGuideDiffusion", diffusion=Diffusion(), vae=vae, model=loaded, target=apple
+    )
+    with pytest.raises(clip.ClipagError, match="connect the VAE of the diffusion model"):
+        guided.denoised(torch.zeros(1, 4, 8, 8), step=0)
+
+
 def test_weights_of_the_inference_mode_are_thawed():
     with torch.inference_mode():
         layer = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).eval()
@@ -263,7 +347,14 @@ BAD = {
     "widths": ("ClipagDraw", {"least_width": 9.0, "most_width": 1.0}, "`width` is 9 to 1"),
     "no such model": ("ClipagLoadModel", {"model_name": "ViT-B/23"}, "no model or weights file"),
     "no name": ("ClipagLoadModel", {"model_name": ""}, "`model_name` is empty"),
-    "embedding": ("ClipagSample", {"target": (Part(torch.ones(7)),)}, "7 numbers and those of"),
+    "embedding": ("ClipagSample", {"target": (Part(torch.ones(7)),)}, "7 numbers, but those of"),
+    "no VAE": ("ClipagGuideDiffusion", {"vae": None}, "Nothing is connected to `vae`"),
+    "no diffusion": ("ClipagGuideDiffusion", {"diffusion": None, "vae": 1}, "to `diffusion`"),
+    "late start": (
+        "ClipagGuideDiffusion",
+        {"vae": 1, "start_percent": 0.8, "end_percent": 0.2},
+        "the start must come first",
+    ),
     "NaN": ("ClipagImageTarget", {"image": torch.full((1, 9, 9, 3), torch.nan)}, "holds NaN"),
 }  # fmt: skip
 
@@ -272,7 +363,7 @@ BAD = {
 def test_bad_input_is_one_sentence(name, inputs, message, loaded, apple, photo):
     required = NODES[name].INPUT_TYPES()["required"]
     optional = NODES[name].INPUT_TYPES().get("optional", {})
-    good = {"model": loaded, "target": apple, "image": photo, "vqgan": None}
+    good = {"model": loaded, "target": apple, "image": photo, "vqgan": None, "diffusion": 1}
     if name == "ClipagVqgan":
         good["vqgan"] = run_node("ClipagLoadVqgan")[0]
     given = {key: value for key, value in good.items() if key in (*required, *optional)}
@@ -321,6 +412,7 @@ def test_one_command_installs_the_nodes(run, tmp_path):
         assert result.returncode == 0, result.stderr
     pack = comfyui / "custom_nodes" / "clipag-plugins" / "__init__.py"
     assert result.stdout.strip() == str(pack)
+    assert json.loads((pack.parent / "example_workflows" / "sample.json").read_text("utf-8"))
     names = {}
     exec(pack.read_text("utf-8"), names)
     assert names["NODE_CLASS_MAPPINGS"] is NODES
@@ -329,6 +421,35 @@ def test_one_command_installs_the_nodes(run, tmp_path):
     assert "is a clone" in run("comfyui", "--install", comfyui).stderr
     result = run("comfyui", "--install", tmp_path)
     assert result.returncode == 2 and "is no ComfyUI: name the folder" in result.stderr
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_workflows_fit_the_nodes(path):
+    workflow = json.loads(path.read_text("utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node in nodes.values():
+        if node["type"] not in NODES:
+            continue
+        inputs = {}
+        for described in NODES[node["type"]].INPUT_TYPES().values():
+            inputs |= described
+        values = iter(node["widgets_values"])
+        for kind, options in inputs.values():
+            if "default" not in options:
+                continue
+            value = next(values)
+            assert value in kind if isinstance(kind, list) else type(value) is type(
+                options["default"])  # fmt: skip
+            if options.get("control_after_generate"):
+                assert next(values) == "fixed"
+        assert not [*values]
+        sockets = [name for name, (_, options) in inputs.items() if "default" not in options]
+        assert [each["name"] for each in node["inputs"]] == sockets
+    for number, origin, output, goal, socket, kind in workflow["links"]:
+        assert nodes[origin]["outputs"][output]["type"] == kind
+        assert nodes[goal]["inputs"][socket] == {
+            "name": nodes[goal]["inputs"][socket]["name"], "type": kind, "link": number
+        }  # fmt: skip
 
 
 def test_a_clone_in_custom_nodes_gives_the_nodes():

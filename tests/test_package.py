@@ -21,7 +21,7 @@ FOLDERS = {
     "finetune": "clipag_plugins/finetune",
 }
 LINKS = ("clipag_plugins/integrations", "clipag_plugins/finetune")
-DATA = ("py.typed", "weights/*", "configs/*.toml", "embedded/splits/*/*.txt")
+DATA = ("py.typed", "weights/*", "comfyui/workflows/*", "configs/*.toml", "embedded/splits/*/*.txt")
 
 
 def copied_tree(folder, links=True):

@@ -10,6 +10,8 @@ from clipag_plugins.integrations.comfyui.goals import (
     ImageTarget,
     TextTarget,
 )
+from clipag_plugins.integrations.comfyui.guidance import GuideDiffusion
+from clipag_plugins.integrations.comfyui.inversion import Invert
 from clipag_plugins.integrations.comfyui.loaders import LoadModel, LoadVqgan
 from clipag_plugins.integrations.comfyui.seeing import Explain, Score
 from clipag_plugins.integrations.comfyui.strokes import Draw
@@ -29,8 +31,10 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "ClipagDraw": Draw,
     "ClipagVqgan": DrawWithVqgan,
     "ClipagStyle": Style,
+    "ClipagInvert": Invert,
     "ClipagScore": Score,
     "ClipagExplain": Explain,
+    "ClipagGuideDiffusion": GuideDiffusion,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "ClipagLoadModel": "CLIPAG Load Model",
@@ -43,6 +47,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ClipagDraw": "CLIPAG Draw (SVG)",
     "ClipagVqgan": "CLIPAG VQGAN",
     "ClipagStyle": "CLIPAG Style",
+    "ClipagInvert": "CLIPAG Invert (Variations)",
     "ClipagScore": "CLIPAG Score",
     "ClipagExplain": "CLIPAG Explain",
+    "ClipagGuideDiffusion": "CLIPAG Guide Diffusion",
 }

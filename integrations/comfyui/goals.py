@@ -55,21 +55,13 @@ class Part:
         Raises:
             ClipagError: the text is too long, or the embedding is another model's.
         """
-        from torch.nn import functional as F
-
-        from clipag_plugins.targets import Target, image_target, text_target
+        from clipag_plugins.targets import embedding_target, image_target, text_target
 
         if isinstance(self.content, str):
             return text_target(model, self.content, self.weight)
         if self.content.ndim == 3:
             return image_target(model, self.content, self.weight)
-        width = model.visual.output_dim
-        if self.content.shape != (width,):
-            raise ClipagError(
-                f"The embedding has {self.content.numel()} numbers and those of {model.name} have "
-                f"{width}: connect an embedding of the same model."
-            )
-        return Target(F.normalize(self.content.to(model.device), dim=0), self.weight)
+        return embedding_target(model, self.content, self.weight)
 
 
 def encoded(target: Sequence[Part] | None, model: "ClipagModel") -> "list[Target]":

@@ -44,7 +44,7 @@ def with_gradients(run: Callable[P, R]) -> Callable[P, R]:
 
 
 class Progress:
-    """A callback of ascents that moves ComfyUI's progress bar and shows the best picture so far.
+    """A callback of ascents that moves the progress bar and shows the picture with the lowest loss.
 
     ComfyUI's bar raises its own exception after Cancel, which ends the ascent and the node.
 

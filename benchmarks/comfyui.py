@@ -1,0 +1,458 @@
+"""The nodes in the real ComfyUI, started without a GPU.
+
+    python -m benchmarks.comfyui COMFYUI_DIR --out FOLDER
+
+Run it with the Python that runs ComfyUI. It starts ComfyUI in an empty folder with the nodes in its
+`custom_nodes`, submits the example workflows through the HTTP API, listens on the websocket, and
+checks: progress and previews arrive; the seed of the command line gives its picture; Cancel stops
+within two steps; a second run comes from the cache; bad input marks the node with one sentence.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from PIL import Image
+
+from clipag_plugins.integrations.comfyui.install import WORKFLOWS, install
+
+from . import ROOT
+
+SECONDS_TO_START = 300
+SECONDS_OF_A_RUN = 600
+LATEST_STEP_AFTER_CANCEL = 2
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+Prompt = dict[str, dict[str, Any]]
+
+
+@contextlib.contextmanager
+def running(comfyui: Path, base: Path, log: Path) -> Iterator[str]:
+    """Run ComfyUI in a process of its own; yield its address.
+
+    Args:
+        comfyui: its folder, with main.py.
+        base: an empty folder for its models, inputs, outputs and custom nodes.
+        log: where its messages are written.
+    """
+    for folder in ("custom_nodes", "input", "output", "models/clip_vision", "user"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(comfyui / "nodes.py", base)  # by which `install` knows a ComfyUI
+    install(base)
+    shutil.copy(ROOT / "benchmarks" / "comfyui_tiny.py", base / "custom_nodes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base),
+        "--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes",
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("wb") as messages:
+        process = subprocess.Popen(
+            command, cwd=comfyui, stdout=messages, stderr=messages,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while b"To see the GUI go to" not in log.read_bytes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"ComfyUI does not start: see {log}.")
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@dataclass
+class Run:
+    """What ComfyUI said about one run of a workflow.
+
+    Attributes:
+        prompt_id: its number in ComfyUI.
+        steps: the numbers (value, max) of the progress bar, by node.
+        previews: the preview pictures.
+        executed: the nodes that were executed.
+        cached: the nodes that came from the cache.
+        end: "success", "interrupted" or "error".
+        error: what the page shows of an error.
+        seconds: how long it took.
+    """
+
+    prompt_id: str
+    steps: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    previews: list[Image.Image] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    end: str = ""
+    error: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Client:
+    """A client of a running ComfyUI."""
+
+    def __init__(self, session: aiohttp.ClientSession, address: str):
+        self.session = session
+        self.address = address
+        self.name = uuid.uuid4().hex
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON at a path."""
+        async with self.session.get(f"http://{self.address}/{path}") as response:
+            return await response.json()
+
+    async def post(self, path: str, value: object) -> tuple[int, Any]:
+        """Post JSON; return the status and the answer."""
+        async with self.session.post(f"http://{self.address}/{path}", json=value) as response:
+            text = await response.text()
+            return response.status, json.loads(text) if text else None
+
+    async def run(
+        self,
+        prompt: Prompt,
+        workflow: Mapping[str, Any] | None = None,
+        cancel_at: int | None = None,
+    ) -> Run:
+        """Submit a prompt, and listen until it has ended.
+
+        Args:
+            prompt: in the format of the API.
+            workflow: in the format of the page; Save Image writes it into the PNG.
+            cancel_at: the step of the progress bar at which Cancel is pressed.
+        """
+        address = f"ws://{self.address}/ws?clientId={self.name}"
+        start = time.perf_counter()
+        async with self.session.ws_connect(address, max_msg_size=0) as stream:
+            more = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+            request = {"prompt": prompt, "client_id": self.name, "extra_data": more}
+            status, answer = await self.post("prompt", request)
+            if status != 200:
+                return Run("", end="error", error=answer)
+            run = Run(answer["prompt_id"])
+            async for message in stream:
+                if message.type == aiohttp.WSMsgType.BINARY:
+                    # Four bytes of the kind of message, four of the format, and the picture.
+                    run.previews.append(Image.open(io.BytesIO(message.data[8:])))
+                elif message.type == aiohttp.WSMsgType.TEXT:
+                    _read(run, json.loads(message.data))
+                    reached = max((steps[-1][0] for steps in run.steps.values()), default=0)
+                    if cancel_at is not None and reached >= cancel_at:
+                        await self.post("interrupt", {})
+                        cancel_at = None
+                if run.end:
+                    break
+        run.seconds = time.perf_counter() - start
+        return run
+
+    async def pictures(self, run: Run) -> AsyncIterator[Image.Image]:
+        """Yield the pictures that a run saved."""
+        history = await self.get(f"history/{run.prompt_id}")
+        for output in history[run.prompt_id]["outputs"].values():
+            for image in output.get("images", []):
+                query = "&".join(f"{key}={value}" for key, value in image.items())
+                async with self.session.get(f"http://{self.address}/view?{query}") as response:
+                    content = await response.read()
+                if not image["filename"].endswith(".svg"):
+                    yield Image.open(io.BytesIO(content))
+
+
+def _read(run: Run, message: Mapping[str, Any]) -> None:
+    """Note what a message says about a run."""
+    kind, data = message["type"], message.get("data", {})
+    if data.get("prompt_id") != run.prompt_id:
+        return
+    if kind == "progress":
+        run.steps.setdefault(data["node"], []).append((data["value"], data["max"]))
+    elif kind == "executing" and data["node"] is not None:
+        run.executed.append(data["node"])
+    elif kind == "execution_cached":
+        run.cached = data["nodes"]
+    elif kind in ("execution_success", "execution_interrupted", "execution_error"):
+        run.end = kind.removeprefix("execution_")
+        run.error = dict(data)
+
+
+def prompt_of(workflow: Mapping[str, Any], nodes: Mapping[str, Any]) -> Prompt:
+    """Return the prompt that the page makes of a workflow.
+
+    Args:
+        workflow: as the page saves it.
+        nodes: what `/object_info` says.
+    """
+    origins = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in nodes:  # a note
+            continue
+        linked = {each["name"]: origins[each["link"]] for each in node.get("inputs", [])
+                  if each.get("link") is not None}  # fmt: skip
+        values, inputs = iter(node.get("widgets_values", [])), {}
+        described = nodes[node["type"]]["input"]
+        for name, (kind, *options) in (
+            *described.get("required", {}).items(), *described.get("optional", {}).items()
+        ):  # fmt: skip
+            is_widget = isinstance(kind, list) or kind in (
+                "INT",
+                "FLOAT",
+                "STRING",
+                "BOOLEAN",
+                "COMBO",
+            )
+            if is_widget:
+                inputs[name] = next(values)
+                if options and options[0].get("control_after_generate"):
+                    next(values)
+            if name in linked:
+                inputs[name] = linked[name]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def node_of(prompt: Prompt, kind: str) -> str:
+    """Return the number of the first node of a kind."""
+    return next(number for number, node in prompt.items() if node["class_type"] == kind)
+
+
+def changed(prompt: Prompt, kind: str, **inputs: Any) -> Prompt:
+    """Return a prompt in which the first node of a kind has other inputs."""
+    other = deepcopy(prompt)
+    other[node_of(prompt, kind)]["inputs"] |= inputs
+    return other
+
+
+class Checks:
+    """Prints each check, and counts those that failed."""
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def __call__(self, name: str, is_good: bool, *details: object) -> None:
+        """Print one check."""
+        self.failed += not is_good
+        print("ok  " if is_good else "FAIL", name, *details, flush=True)
+
+
+SHORT = {"ClipagSample": {"steps": 4, "tries": 1}, "ClipagDraw": {"steps": 6, "strokes": 24},
+         "ClipagStyle": {"steps": 4, "patches": 4}}  # fmt: skip
+# In place of the checkpoint that a user would choose.
+RANDOM = {
+    "class_type": "ClipagRandomDiffusion",
+    "inputs": {"size": "small", "precision": "float32"},
+}
+
+
+def shortened(prompt: Prompt) -> Prompt:
+    """Return a prompt with few steps, and with random weights in place of a checkpoint."""
+    for kind, inputs in SHORT.items():
+        if any(node["class_type"] == kind for node in prompt.values()):
+            prompt = changed(prompt, kind, **inputs)
+    loaders = [n for n, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
+    if not loaders:
+        return prompt
+    conditions = [n for n, node in prompt.items() if node["class_type"] == "CLIPTextEncode"]
+    slots = {(loaders[0], 0): 0, (loaders[0], 2): 1}  # the model and the VAE
+    slots |= {(number, 0): 2 + index for index, number in enumerate(conditions)}
+    other = {number: deepcopy(node) for number, node in prompt.items()
+             if number not in (*loaders, *conditions)}  # fmt: skip
+    for node in other.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = ["random", slots[value[0], value[1]]] if (
+                    value[0], value[1]) in slots else value  # fmt: skip
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"] |= {"width": 64, "height": 64}
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 3
+    return {**other, "random": RANDOM}
+
+
+async def check_workflows(client: Client, check: Checks, out: Path) -> None:
+    """Run each example workflow; write the pictures that it saves, with the workflow inside."""
+    nodes = await client.get("object_info")
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        run = await client.run(shortened(prompt_of(workflow, nodes)), workflow)
+        pictures = [picture async for picture in client.pictures(run)]
+        is_good = run.end == "success" and bool(pictures)
+        check(f"{path.stem}: a picture", is_good, f"{run.seconds:.1f} s", run.error.get(
+            "exception_message", run.error.get("node_errors", "")))  # fmt: skip
+        bars = [steps for steps in run.steps.values() if len(steps) > 1]
+        rises = all(steps == sorted(steps) and steps[-1][0] == steps[-1][1] for steps in bars)
+        check(f"{path.stem}: progress", bool(bars) and rises, [steps[-1] for steps in bars])
+        is_ours = any(node.startswith("Clipag") for node in _kinds(workflow, run))
+        check(f"{path.stem}: previews", len(run.previews) > 2 or not is_ours, len(run.previews))
+        inside = all("workflow" in picture.info for picture in pictures)
+        check(f"{path.stem}: the workflow is in the PNG", inside)
+        for number, picture in enumerate(pictures):
+            picture.save(out / f"{path.stem}-{number}.png")
+
+
+def _kinds(workflow: Mapping[str, Any], run: Run) -> list[str]:
+    """Return the kinds of the nodes that moved a progress bar."""
+    return [node["type"] for node in workflow["nodes"] if str(node["id"]) in run.steps]
+
+
+SAMPLE: Prompt = {
+    "1": {"class_type": "ClipagLoadModel",
+          "inputs": {"model_name": "clipag-mini", "precision": "auto", "max_views": 64}},
+    "2": {"class_type": "ClipagTextTarget", "inputs": {"text": "a red apple", "weight": 1.0}},
+    "3": {"class_type": "ClipagSample",
+          "inputs": {"model": ["1", 0], "target": ["2", 0], "seed": 3, "width": 96, "height": 96,
+                     "batch_size": 1, "steps": 6, "views": 0, "tries": 0, "canvas": "pixels",
+                     "start": "gmm"}},
+    "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "sample"}},
+}  # fmt: skip
+ASTRONAUT = {"class_type": "EmptyImage",
+             "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x808080}}  # fmt: skip
+
+
+async def check_seed_and_cache(client: Client, check: Checks, folder: Path) -> None:
+    """The seed gives the command line's picture; a second run is answered from the cache."""
+    run = await client.run(SAMPLE)
+    (picture,) = [picture async for picture in client.pictures(run)]
+    file = folder / "apple.png"
+    command = ["generate", "a red apple", "--seed", "3", "--size", "96", "--steps", "6"]
+    subprocess.run(
+        [sys.executable, "-m", "clipag_plugins", *command, "--out", str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True,
+    )  # fmt: skip
+    with Image.open(file) as expected:
+        is_same = picture.convert("RGB").tobytes() == expected.tobytes()
+    check("the command line's picture", is_same)
+    again = await client.run(SAMPLE)
+    check("a second run comes from the cache", {*again.cached} == {*SAMPLE} and not again.executed,
+          f"{run.seconds:.2f} s, then {again.seconds:.2f} s")  # fmt: skip
+    await client.post("free", {"unload_models": True})
+    await asyncio.sleep(2)
+    other = await client.run(changed(SAMPLE, "ClipagSample", batch_size=2))
+    pictures = [picture async for picture in client.pictures(other)]
+    check("after ComfyUI has unloaded the models", [p.tobytes() for p in pictures][:1] ==
+          [picture.tobytes()])  # fmt: skip
+
+
+async def check_cancel(client: Client, check: Checks) -> None:
+    """Cancel ends a long run within two steps."""
+    image = {"image": ["5", 0], "tries": 1, "steps": 500}
+    prompt = {**changed(SAMPLE, "ClipagSample", **image), "5": ASTRONAUT}
+    run = await client.run(prompt, cancel_at=5)
+    last = max((steps[-1][0] for steps in run.steps.values()), default=-1)
+    is_soon = 5 <= last <= 5 + LATEST_STEP_AFTER_CANCEL
+    check("Cancel", run.end == "interrupted" and is_soon, f"at step 5, last step {last}")
+
+
+def bad_prompts() -> dict[str, tuple[Prompt, str]]:
+    """Return prompts with bad input, each with a part of the message."""
+    small = {"5": ASTRONAUT}
+    mask = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 32, "height": 32}}
+    transparent = {"class_type": "JoinImageWithAlpha",
+                   "inputs": {"image": ["5", 0], "alpha": ["6", 0]}}  # fmt: skip
+    no_model = deepcopy(SAMPLE)
+    del no_model["3"]["inputs"]["model"]
+    guided: Prompt = {
+        **SAMPLE, "7": RANDOM,
+        "4": {"class_type": "ModelSave",
+              "inputs": {"model": ["3", 0], "filename_prefix": "guided"}},
+        "3": {"class_type": "ClipagGuideDiffusion",
+              "inputs": {"diffusion": ["7", 0], "model": ["1", 0], "target": ["2", 0],
+                         "strength": 0.1, "start_percent": 0.0, "end_percent": 1.0, "every": 1,
+                         "views": 0, "view_seed": 0}},
+    }  # fmt: skip
+    return {
+        "no model": (no_model, "Required input is missing"),
+        "no VAE": (guided, "Required input is missing"),
+        "an empty text": (changed(SAMPLE, "ClipagTextTarget", text=" "), "`text` is empty"),
+        "a mask of another size": (
+            {**changed(SAMPLE, "ClipagSample", image=["5", 0], mask=["6", 0]), **small, "6": mask},
+            "`mask` has 32 × 32 pixels and the picture 64 × 64",
+        ),
+        "4 channels": (
+            {**changed(SAMPLE, "ClipagSample", image=["8", 0]), **small, "6": mask,
+             "8": transparent},
+            "`image` has 4 channels",
+        ),
+        "a batch of 0": (
+            changed(SAMPLE, "ClipagSample", batch_size=0), "Value 0 smaller than min of 1",
+        ),
+    }  # fmt: skip
+
+
+async def check_bad_input(client: Client, check: Checks) -> None:
+    """Bad input marks the node, with one sentence."""
+    for name, (prompt, message) in bad_prompts().items():
+        run = await client.run(prompt)
+        node = run.error.get("node_id") or ", ".join(run.error.get("node_errors", {}))
+        text = run.error.get("exception_message", "").strip() or json.dumps(
+            run.error.get("node_errors", {})
+        )
+        sentence = text if len(text) < 200 else message
+        is_good = run.end == "error" and message in text and "\n" not in text and node in "23"
+        check(f"{name}: one sentence", is_good, f"node {node}: {sentence}")
+
+
+async def checked(address: str, check: Checks, out: Path, folder: Path) -> None:
+    """Do all checks with a running ComfyUI."""
+    timeout = aiohttp.ClientTimeout(total=SECONDS_OF_A_RUN)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        client = Client(session, address)
+        described = await client.get("object_info")
+        from clipag_plugins.integrations.comfyui import NODE_CLASS_MAPPINGS
+
+        check("all nodes are there", {*NODE_CLASS_MAPPINGS} <= {*described})
+        await check_seed_and_cache(client, check, folder)
+        await check_cancel(client, check)
+        await check_bad_input(client, check)
+        await check_workflows(client, check, out)
+
+
+def main() -> int:
+    """Check the nodes in a ComfyUI, and return 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.comfyui", description=__doc__)
+    parser.add_argument("comfyui", type=Path, help="the folder of a ComfyUI, with main.py")
+    parser.add_argument("--out", type=Path, help="keep the pictures and ComfyUI's messages here")
+    parser.add_argument(
+        "--page", type=Path, metavar="PNG",
+        help="also run a workflow by mouse in a headless Chromium, and write a screenshot",
+    )  # fmt: skip
+    options = parser.parse_args()
+    check = Checks()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        out = folder if options.out is None else options.out
+        out.mkdir(exist_ok=True)
+        (folder / "base").mkdir()
+        for picture in (ROOT / "examples").glob("*.png"):
+            (folder / "base" / "input").mkdir(exist_ok=True)
+            shutil.copy(picture, folder / "base" / "input")
+        with running(options.comfyui, folder / "base", out / "comfyui.log") as address:
+            if options.page is not None:
+                from .comfyui_page import screenshot
+
+                outputs = folder / "base" / "output"
+                wrong = screenshot(address, WORKFLOWS / "sample.json", outputs, options.page)
+                check("the page", not wrong, *wrong)
+            asyncio.run(checked(address, check, out, folder))
+    return 1 if check.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
