@@ -98,7 +98,7 @@ class Views:
             views.append(self._cut(crops))
         result = torch.cat(views, dim=1)
         if self.noise:
-            noise = _noise(result.shape[1:], result)
+            noise = noise_like(result.shape[1:], result)
             result = torch.add(result, noise, alpha=self.noise)
         weights = images.new_ones(self.count)
         weights[self.global_views :] = self.patch_weight
@@ -175,7 +175,7 @@ class Views:
         return views.masked_fill(down[:, None, :, None] & across[:, None, None, :], 0.5)
 
 
-def _noise(shape: torch.Size, like: Tensor) -> Tensor:
+def noise_like(shape: torch.Size, like: Tensor) -> Tensor:
     """Return Gaussian noise of a shape, with the device and the type of another tensor.
 
     The CPU draws it, so that a picture depends little on the device. But a GPU would wait for large

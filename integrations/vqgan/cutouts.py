@@ -18,6 +18,7 @@ from clipag_plugins.arguments import MOST_VIEWS
 from clipag_plugins.base import resample
 from clipag_plugins.defaults import CUT_AUGMENTS, CUT_METHODS, CUT_POWER
 from clipag_plugins.errors import ClipagError
+from clipag_plugins.views import noise_like
 
 POOLED = ("latest", "updatedpooling")
 NOISE = 0.1  # largest standard deviation of the noise, which is drawn for each view
@@ -85,7 +86,7 @@ class Cutouts:
         distort = _distortion(self.method, tuple(self.augments), size)
         views = distort(views)
         strength = torch.rand(self.count, 1, 1, 1).to(views) * NOISE
-        noisy: Tensor = views + strength * torch.randn(views.shape).to(views)
+        noisy: Tensor = views + strength * noise_like(views.shape, views)
         return noisy
 
     def _crop(self, image: Tensor, size: int) -> Tensor:
