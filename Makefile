@@ -9,7 +9,7 @@ WORK   ?= build/weights
 WORKERS ?= 2
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo check test lint weights evaluator figures clean
+.PHONY: demo check test test-studio lint weights evaluator figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/clipag generate "a red apple" --out apple.png
@@ -22,6 +22,10 @@ check: lint
 test: $(VENV)/installed-test
 	$(PYTEST) --ignore tests/test_fuzz.py
 	$(PYTEST) tests/test_fuzz.py
+
+# The studio's page, in Chromium, which must be on the machine.
+test-studio: $(VENV)/installed-test $(VENV)/installed-test-studio
+	$(BIN)/python -m pytest tests/test_studio.py tests/test_studio_page.py
 
 # mypy reads the types of the libraries that the tests use.
 lint: $(VENV)/installed-test $(VENV)/installed-lint

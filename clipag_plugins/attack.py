@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .arguments import RunOptions
+from .ascent import Callback
 from .base import ClipagModel
 from .defaults import NORMS
 from .errors import ClipagError
@@ -115,6 +116,7 @@ def pgd(
     threat_model: ThreatModel,
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) in the threat model's ball that increase `loss`.
 
@@ -125,11 +127,16 @@ def pgd(
         threat_model: the ball, and the steps taken in it.
         generator: source of the random start, on the CPU; by default torch's own.
         start: where the search begins, (B, 3, H, W); by default a random point of the ball.
+        callback: called as `callback(step, images, loss)` before each step. A true return value
+            ends the search.
     """
     perturbed = threat_model.random_start(images, generator) if start is None else start.clone()
-    for _ in range(threat_model.steps):
+    for step in range(threat_model.steps):
         perturbed.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(perturbed), perturbed)
+        total = loss(perturbed)
+        if callback is not None and callback(step, perturbed.detach(), total.detach()):
+            break
+        (gradient,) = torch.autograd.grad(total, perturbed)
         with torch.no_grad():
             perturbed = threat_model.project(threat_model.step(perturbed, gradient), images)
     return perturbed.detach()
@@ -169,6 +176,7 @@ def attack(
     threat_model: ThreatModel,
     towards: str | None = None,
     generator: torch.Generator | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) that `model` no longer associates with `text`.
 
@@ -185,6 +193,7 @@ def attack(
         threat_model: the ball, and the steps taken in it.
         towards: the target text; None is the negation of `text`.
         generator: source of the random start, on the CPU; by default torch's own.
+        callback: as for `pgd`.
 
     Raises:
         ClipagError: a text is empty or has more than 77 tokens.
@@ -196,4 +205,4 @@ def attack(
     # The guide's loss falls as the similarity rises; pgd increases the loss.
     guide = Guide(model, [targets] * len(images), options=RunOptions("float32"))
     start = None if towards is None else images
-    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start)
+    return pgd(images, lambda x: guide.loss(x).sum(), threat_model, generator, start, callback)

@@ -19,6 +19,7 @@ from .commands import (
     invert,
     probe,
     run,
+    studio,
     style,
     vqgan,
     weights,
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True)
     families = (
         generate, draw, vqgan, style, invert, run, explain, probe, attack, eval, finetune, weights,
-        bench, comfyui,
+        bench, comfyui, studio,
     )  # fmt: skip
     for family in families:
         family.add(commands)

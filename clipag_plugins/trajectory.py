@@ -21,7 +21,7 @@ SECONDS = 8  # that a film should last, within the range of rates
 SLOWEST, FASTEST = 5, 30  # frames a second of a film
 X264 = {"crf": "16", "preset": "veryfast"}  # nearly without loss; slower presets gain little
 
-Recorder = Callable[[int, Tensor, Tensor], None]
+Recorder = Callable[[int, Tensor, Tensor], bool | None]
 
 
 class Frames:
@@ -200,12 +200,12 @@ class Recording:
 
 
 def in_turn(*recorders: Recorder | None) -> Recorder:
-    """Return a callback that calls all the given ones but None."""
+    """Return a callback that calls all the given ones but None, and ends the ascent if one does."""
 
-    def call(step: int, images: Tensor, losses: Tensor) -> None:
-        for recorder in recorders:
-            if recorder is not None:
-                recorder(step, images, losses)
+    def call(step: int, images: Tensor, losses: Tensor) -> bool:
+        # All are called, also after one that ends the ascent.
+        answers = [recorder(step, images, losses) for recorder in recorders if recorder]
+        return any(answers)
 
     return call
 

@@ -30,7 +30,7 @@ LAYERS = (
     "clipag_plugins",  # the public names
     "integrations",
     "finetune evaluation.tables",
-    "commands",
+    "commands studio",
     "cli __main__ finetune.__main__",
 )
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer.split()}

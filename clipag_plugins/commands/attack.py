@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import fraction
 from ..defaults import MODEL, NORMS, SIDE
+from .host import guiding_model, watched
 from .options import (
     DEVICE_HELP,
     Commands,
@@ -90,15 +91,22 @@ def _run(options: argparse.Namespace) -> int:
 
     from ..attack import attack
     from ..base import embed_images
-    from ..hub import load_model
     from ..pictures import read_square, save_png, to_pil
     from ..targets import text_target
 
     device = choose_device(options.device)
     image = read_square(options.image, options.size)[None].to(device)
-    model = load_model(options.model, device)
+    model = guiding_model(options, options.model)
     generator = torch.Generator().manual_seed(options.seed)
-    attacked = attack(model, image, options.text, threat_model(options), options.towards, generator)
+    attacked = attack(
+        model,
+        image,
+        options.text,
+        threat_model(options),
+        options.towards,
+        generator,
+        watched(options),
+    )
     other = options.towards or f"not {options.text}"
     metadata = {
         "prompt": options.text,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..defaults import SHAPES, STROKE_STEPS, STROKE_WIDTH, STROKES
+from .host import guiding_model, watched
 from .options import (
     Commands,
     add_picture_options,
-    choose_device,
     command,
     exit_code,
     model_metadata,
@@ -97,7 +97,6 @@ def _run(options: argparse.Namespace) -> int:
     if options.out in outputs:
         _check_png_beside(options)
 
-    from ..hub import load_model
     from ..integrations import clipdraw
 
     drawing = clipdraw.Drawing(
@@ -108,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
         options.init,
         options.background,
     )
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     trajectory = new_trajectory(options, options.steps)
     ascent = clipdraw.draw(
         [prefixed(options, prompt) for prompt in options.prompts],
@@ -119,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
         drawing=drawing,
         negative=options.negative,
         augment=options.augment,
-        callback=trajectory,
+        callback=watched(options, trajectory),
         options=run_options(options),
     )
     metadata = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..defaults import HEAT_MAP_METHOD, HEAT_MAP_METHODS, SAMPLES, SIDE, SIGMA
 from ..errors import ClipagError
 from .attack import add_threat_model, threat_model
+from .host import guiding_model
 from .options import (
     DEVICE_HELP,
     Commands,
@@ -90,7 +91,6 @@ def _explain(options: argparse.Namespace) -> int:
 
     from ..attack import attack
     from ..explain import contrast_targets, heat_maps, overlay
-    from ..hub import load_model
     from ..pictures import read_square, save_png, to_pil
     from ..sheet import sheet
 
@@ -99,7 +99,7 @@ def _explain(options: argparse.Namespace) -> int:
     threat = threat_model(options)
     rows, names = [], []
     for name in options.models:
-        model = load_model(name, device)
+        model = guiding_model(options, name)
         generator = torch.Generator().manual_seed(options.seed)
         attacked = attack(model, image, options.text, threat, generator=generator)
         images = torch.cat([image, attacked])
@@ -134,7 +134,6 @@ def _pag(options: argparse.Namespace) -> int:
             "smoothed) and the robust one."
         )
 
-    from ..hub import load_model
     from ..pag import gradient_images, input_gradient
     from ..pictures import read_square, save_png, to_pil
     from ..sheet import sheet
@@ -143,7 +142,7 @@ def _pag(options: argparse.Namespace) -> int:
 
     device = choose_device(options.device)
     image = read_square(options.image, options.size)[None].to(device)
-    vanilla, robust = (load_model(name, device) for name in options.models)
+    vanilla, robust = (guiding_model(options, name) for name in options.models)
     smoothed = smooth(vanilla, options.sigma, options.samples, options.seed)
     rows = []
     for text in options.texts:

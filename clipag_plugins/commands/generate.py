@@ -4,10 +4,10 @@ import argparse
 
 from ..defaults import CANVASES
 from .canvas_options import add_mask, check_mask
+from .host import guiding_model, watched
 from .options import (
     Commands,
     add_picture_options,
-    choose_device,
     command,
     exit_code,
     model_metadata,
@@ -81,13 +81,11 @@ def _run(options: argparse.Namespace) -> int:
     check_mask(options)
     seeds, pictures, outputs = plan(options, ".png")
 
-    from ..hub import load_model
     from ..masks import Masked
     from ..pictures import save_png, to_pil
     from ..sampler import sample, settings_for
 
-    device = choose_device(options.device)
-    models = [load_model(name, device) for name in (options.model, *options.further_models)]
+    models = [guiding_model(options, name) for name in (options.model, *options.further_models)]
     init = options.init if options.mask is None else Masked(options.init, options.mask)
     settings = settings_for(
         models[0],
@@ -105,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
         seed=seeds,
         size=options.size,
         init=init,
-        callback=trajectory,
+        callback=watched(options, trajectory),
         options=run_options(options),
     )
     # What only some pictures have is left out of the others.

@@ -21,6 +21,7 @@ from ..defaults import (
 )
 from ..errors import INTERRUPTED, ClipagError
 from ..files import require_writable_folder, require_writable_or_creatable
+from .host import guiding_model, watched
 from .options import (
     Commands,
     add_model,
@@ -133,7 +134,6 @@ def _style(options: argparse.Namespace) -> int:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
     from ..arguments import check_side, check_steps
-    from ..hub import load_model
     from ..integrations import clipstyler
     from ..masks import weight_of
 
@@ -142,7 +142,7 @@ def _style(options: argparse.Namespace) -> int:
     size = STYLE_SIZE if options.size is None else options.size
     check_steps(steps)
     check_side(size)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     is_kept = options.keep_network
     network = clipstyler.new_network(options.seed) if is_kept else options.network
     code = 0
@@ -165,7 +165,7 @@ def _style(options: argparse.Namespace) -> int:
             mask=mask,
             steps=steps,
             seed=options.seed,
-            callback=trajectory,
+            callback=watched(options, trajectory),
             options=run_options(options),
         )
         metadata = {
@@ -204,7 +204,6 @@ def _train(options: argparse.Namespace) -> int:
     photos = _pictures_in(options.train_on)
 
     from ..arguments import check_side, check_steps
-    from ..hub import load_model
     from ..integrations import clipstyler
     from ..integrations.clipstyler import network as networks
 
@@ -214,7 +213,7 @@ def _train(options: argparse.Namespace) -> int:
     size = STYLE_TRAINING_SIZE if options.size is None else options.size
     check_steps(steps)
     check_side(size)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     ascent = clipstyler.train(
         readable,
         text,

@@ -18,13 +18,13 @@ from ..defaults import (
 from ..errors import ClipagError
 from ..files import require_writable_or_creatable
 from .canvas_options import add_mask, add_size, check_mask
+from .host import guiding_model, watched
 from .options import (
     Commands,
     add_model,
     add_out,
     add_run_options,
     add_seed,
-    choose_device,
     command,
     exit_code,
     model_metadata,
@@ -117,16 +117,15 @@ def _run(options: argparse.Namespace) -> int:
     prompts = prompts or [""]
     outputs = _outputs(options, prompts)
 
-    from ..hub import load_model
     from ..integrations import vqgan
     from ..integrations.vqgan.prompts import parse_scenes, with_prefix
     from ..pictures import save_png, to_pil
-    from ..trajectory import Frames, in_turn
+    from ..trajectory import Frames
 
     generator = vqgan.load_vqgan(options.vqgan, options.vqgan_config)
     settings = _settings(options, vqgan.settings_for(generator))
     size = _size(options)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     for prompt, path in zip(prompts, outputs, strict=True):
         metadata = _metadata(options, prompt, settings, size)
         metadata |= model_metadata(model, options.precision)
@@ -141,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
             seed=options.seed,
             size=size,
             settings=settings,
-            callback=in_turn(trajectory, frames),
+            callback=watched(options, trajectory, frames),
             options=run_options(options),
         )
         metadata["steps"] = ascent.steps
