@@ -15,6 +15,7 @@ from ..defaults import (
     STRENGTHS,
 )
 from ..errors import ClipagError
+from .host import guiding_model, watched
 from .options import (
     Commands,
     add_computing,
@@ -22,7 +23,6 @@ from .options import (
     add_out,
     add_recording,
     add_seed,
-    choose_device,
     command,
     exit_code,
     model_metadata,
@@ -184,20 +184,27 @@ def _invert(options: argparse.Namespace) -> int:
     companions = recording_files(options, len(drawings))
     outputs = output_paths(drawings, options.out, ".png", _files(options), companions)
 
-    from ..hub import load_model
     from ..inversion import draw_embeddings, invert
     from ..pictures import save_png, to_pil
 
     how = inversion(options, options.count)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     trajectory = new_trajectory(options, how.settings_for(model).steps)
     if embeddings is None:
         ascent = invert(
-            options.pictures, model, how, callback=trajectory, options=run_options(options)
+            options.pictures,
+            model,
+            how,
+            callback=watched(options, trajectory),
+            options=run_options(options),
         )
     else:
         ascent = draw_embeddings(
-            embeddings, model, how, callback=trajectory, options=run_options(options)
+            embeddings,
+            model,
+            how,
+            callback=watched(options, trajectory),
+            options=run_options(options),
         )
     metadata = [
         {"inverted": name, "seed": seed, **metadata_of(options, model, how, ascent)}
@@ -232,11 +239,10 @@ def _interpolate(options: argparse.Namespace) -> int:
     stems = " ".join(Path(picture).stem for picture in options.pictures)
     strip, animation = strip_paths(options, f"interpolate {stems}")
 
-    from ..hub import load_model
     from ..inversion import interpolate
 
     how = inversion(options)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     ascent = interpolate(
         options.pictures, model, how, between=options.between, options=run_options(options)
     )
@@ -253,11 +259,10 @@ def _interpolate(options: argparse.Namespace) -> int:
 def _edit(options: argparse.Namespace) -> int:
     strip, animation = strip_paths(options, f"edit {Path(options.picture).stem} {options.text}")
 
-    from ..hub import load_model
     from ..inversion import edit
 
     how = inversion(options)
-    model = load_model(options.model, choose_device(options.device))
+    model = guiding_model(options, options.model)
     ascent = edit(
         options.picture,
         (options.source_text, options.text),

@@ -67,7 +67,7 @@ def _component(control: Control, tool: Tool) -> Any:
             minimum=least,
             maximum=most,
             precision=precision,
-            min_width=140,
+            min_width=100,
             **common,
         )
     if control.kind == "choice":

@@ -15,7 +15,7 @@ from ..registry import MODELS
 from .components import described, form, gallery_row, message, output_column
 from .controls import Value
 from .jobs import TWINS, Job, Session, Studio
-from .tools import TOOLS, Tool, models_of, read_settings, shown_command
+from .tools import TOOLS, Tool, models_of, read_settings, shown_command, title_of
 
 SECONDS = 0.15  # between two looks at a job
 MOST_SESSIONS = 200  # of which the pictures are kept
@@ -173,13 +173,13 @@ class Page:
             skipped = 3 + sum(len(tool.controls) for tool in TOOLS)
             return [message(str(error), is_error=True), *[gr.skip()] * skipped]
         values |= known or {}
-        sentence = f"The settings of {metadata['prompt']!r} are in {tool.name}."
+        sentence = f"The settings of {title_of(metadata)!r} are in {tool.name}."
         name = next(iter(models_of(metadata)), "")
         is_known = name in self.model_names
         if not is_known:
             sentence += f" Its model, {name or 'unknown'}, is not in the list."
-        if "photo" in metadata and not known:
-            sentence += f" Drop its photo again: {metadata['photo']}."
+        if not known and any(control.kind == "picture" for control in tool.controls):
+            sentence += " A picture that it was made from has to be dropped again."
         return [
             message(sentence),
             gr.update(value=name) if is_known else gr.skip(),
@@ -206,9 +206,9 @@ def _check_pictures(tool: Tool, settings: Mapping[str, Value]) -> None:
     for control in tool.controls:
         if control.kind != "picture":
             continue
-        path = settings[control.label]
-        if path:
-            path = Path(str(path))
+        value = settings[control.label]
+        if value:
+            path = Path(str(value))
             try:
                 read_picture(path)
             except ClipagError as error:
@@ -261,4 +261,4 @@ def _gallery(session: Session) -> list[tuple[str, str]]:
 
 def _caption(metadata: Mapping[str, str]) -> str:
     models = " + ".join(models_of(metadata))
-    return f"{metadata.get('prompt', '')} · seed {metadata.get('seed', '')} · {models}"
+    return f"{title_of(metadata)} · seed {metadata.get('seed', '')} · {models}"

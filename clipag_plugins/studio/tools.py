@@ -3,14 +3,16 @@
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..commands.canvas_options import join_sizes
 from ..defaults import (
+    BLUR,
     CANVASES,
     HEAT_MAP_METHOD,
     HEAT_MAP_METHODS,
+    INVERSION_CLOSENESS,
     NORMS,
     PUBLIC_VQGANS,
     SHAPES,
@@ -42,6 +44,16 @@ SIDES = (
 )
 START = Control("Start from a picture", "--init", "picture")
 PHOTO = Control("Photo", "", "picture")
+SAMPLING = (
+    Control("Views", "--views", "whole", None, (1, MOST_VIEWS), key="views",
+            help="of a step; 1 is the picture itself; 0: what suits the model"),
+    Control("Tries", "--tries", "whole", None, (1, 16), key="tries",
+            help="starts, of which the best is kept; 0: what suits the model"),
+    Control("Canvas", "--canvas", "choice", CANVASES[0], choices=same(*CANVASES),
+            key="canvas", help="what is changed"),
+    Control("Start", "--init", "choice", "gmm", key="init",
+            choices=(("mixture of Gaussians", "gmm"), ("noise", "noise"))),
+)  # fmt: skip
 THREAT_MODEL = hidden(
     Control("Norm", "--norm", "choice", NORMS[0], choices=same(*NORMS), key="attack",
             read=lambda text: text.partition(",")[0]),
@@ -122,14 +134,7 @@ TOOLS = (
             steps(None, "0: what suits the model"),
             *SIDES,
             *hidden(
-                Control("Views", "--views", "whole", None, (1, MOST_VIEWS), key="views",
-                        help="of a step; 1 is the picture itself; 0: what suits the model"),
-                Control("Tries", "--tries", "whole", None, (1, 16), key="tries",
-                        help="starts, of which the best is kept; 0: what suits the model"),
-                Control("Canvas", "--canvas", "choice", CANVASES[0], choices=same(*CANVASES),
-                        key="canvas", help="what is changed"),
-                Control("Start", "--init", "choice", "gmm", key="init",
-                        choices=(("mixture of Gaussians", "gmm"), ("noise", "noise"))),
+                *SAMPLING,
                 START,
             ),
         ),
@@ -218,6 +223,25 @@ TOOLS = (
         mark="content_weight",
     ),
     Tool(
+        "Invert",
+        "invert",
+        "Draw anew",
+        (
+            PHOTO,
+            replace(SEED, help="another seed is a variation"),
+            steps(None, "0: what suits the model"),
+            Control("Side", "--size", "whole", SIDE, (16, LARGEST_SIDE), key="size"),
+            Control("Closeness", "--closeness", "number", INVERSION_CLOSENESS, (0, 1),
+                    key="closeness", help="share of the blurred photo in the start"),
+            *hidden(
+                Control("Blur", "--blur", "number", BLUR, (0, 1), key="blur",
+                        help="of the photo, as a share of the side"),
+                *SAMPLING,
+            ),
+        ),
+        mark="inverted",
+    ),
+    Tool(
         "Explain",
         "explain",
         "Explain",
@@ -259,13 +283,19 @@ def read_settings(metadata: Mapping[str, str]) -> tuple[Tool, dict[str, Value]]:
     Raises:
         ClipagError: no tool of the studio wrote these metadata.
     """
-    for tool in TOOLS:
-        if tool.mark in metadata and "prompt" in metadata:
+    # The first has the mark that others may have, too.
+    for tool in reversed(TOOLS):
+        if tool.mark in metadata:
             return tool, {control.label: control.value_of(metadata) for control in tool.controls}
     raise ClipagError(
         "This picture does not say how it was made: drop a PNG that a clipag command or this page "
         "wrote."
     )
+
+
+def title_of(metadata: Mapping[str, str]) -> str:
+    """Return what a PNG shows: its text, or the name of the photo that was drawn anew."""
+    return metadata.get("prompt", metadata.get("inverted", ""))
 
 
 def models_of(metadata: Mapping[str, str]) -> list[str]:
