@@ -95,7 +95,7 @@ def test_a_text_is_never_an_option(parsers, text):
                  "--negative fog --background none --no-augment --width 1.5 30"),
         ("vqgan", "--seed 4 --steps 2 --size 32 48 --views 5 --rate 0.07 --init noise"),
         ("style", "--seed 3 --steps 2 --size 48 --strength 2 --patches 4 --no-network --tv 0.5"),
-        ("invert", "--seed 6 --steps 2 --size 32 --closeness 0.5 --tries 2 --views 3 --canvas pyramid"),
+        ("invert", "--seed 6 --steps 2 --size 32 --closeness 0.5 --tries 2 --views 3"),
         ("attack", "--seed 2 --steps 3 --eps 0.05 --norm l2 --towards 'a dog'"),
     ],
 )  # fmt: skip
