@@ -459,14 +459,14 @@ def gpu_checks(figures: Figures) -> Cells:
     """Yield how far a GPU's pictures and gradients are from the CPU's."""
     yield "on the GPU, against float32 on the CPU", "float32", "bfloat16", "float16"
     parts = figures["parts"]
-    for name, entry in _cases(parts["pictures"]):
+    for name, entry in _cases(parts.get("pictures", {})):
         similarity = entry["similarity"]
         same, fast = (similarity[key] - similarity["CPU"] for key in ("float32", "auto"))
         yield f"`clipag {name}`: similarity to the prompt", f"{same:+.4f}", f"{fast:+.4f}", ""
-    for name, entry in _cases(parts["gradients"]):
+    for name, entry in _cases(parts.get("gradients", {})):
         cosines = (f"{entry[key]:.6f}" for key in ("float32", "bfloat16", "float16"))
         yield f"gradient of {name}: cosine", *cosines
-    for name, entry in _cases(parts["renderer"]):
+    for name, entry in _cases(parts.get("renderer", {})):
         if "float32" in name:
             yield (
                 f"renderer, {name.partition(',')[0]}: largest difference",
@@ -474,7 +474,7 @@ def gpu_checks(figures: Figures) -> Cells:
                 "",
                 "",
             )
-    for name, entry in _cases(parts["canvases"]):
+    for name, entry in _cases(parts.get("canvases", {})):
         exact, *rounded = (entry[key]["similarity"] for key in ("float32", "bfloat16", "float16"))
         changes = (f"{value - exact:+.4f}" for value in rounded)
         yield f"canvas {name}: similarity, against float32", "", *changes
@@ -488,7 +488,7 @@ def gpu_speed(figures: Figures) -> Cells:
         "whole step", "with open_clip",
     )  # fmt: skip
     steps = figures["parts"].get("steps", {})
-    for name, entry in _cases(figures["parts"]["looks"]):
+    for name, entry in _cases(figures["parts"].get("looks", {})):
         times = [
             _fastest(entry["seconds"], package, is_recorded)
             for is_recorded in (False, True)

@@ -133,7 +133,7 @@ def _compare_looks(
     runs: dict[str, Callable[[], Tensor]] = {
         f"{implementation}, {name}": _look(tower, views, name)
         for implementation, tower in (("clipag", model.visual), ("open_clip", peer))
-        for name in (LOWER if meter.is_cuda else ("float32", "bfloat16"))
+        for name in (LOWER if meter.is_cuda else ("float32",))
     }
     with FlopCounterMode(display=False) as counter:
         reference = bench.make_look(peer, views, torch.float32)()
