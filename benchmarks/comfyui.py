@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,8 @@ from clipag_plugins.integrations.comfyui.install import WORKFLOWS, install
 
 from . import ROOT
 
-SECONDS_TO_START = 300
-SECONDS_OF_A_RUN = 600
+SECONDS_TO_START = 1800
+SECONDS_OF_A_RUN = 3600
 LATEST_STEP_AFTER_CANCEL = 2
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 Prompt = dict[str, dict[str, Any]]
@@ -164,16 +164,22 @@ class Client:
         run.seconds = time.perf_counter() - start
         return run
 
-    async def pictures(self, run: Run) -> AsyncIterator[Image.Image]:
-        """Yield the pictures that a run saved."""
+    async def files(self, run: Run) -> dict[str, bytes]:
+        """Return the PNGs that a run saved, by name."""
         history = await self.get(f"history/{run.prompt_id}")
+        contents = {}
         for output in history[run.prompt_id]["outputs"].values():
             for image in output.get("images", []):
                 query = "&".join(f"{key}={value}" for key, value in image.items())
-                async with self.session.get(f"http://{self.address}/view?{query}") as response:
-                    content = await response.read()
-                if not image["filename"].endswith(".svg"):
-                    yield Image.open(io.BytesIO(content))
+                if image["type"] == "output" and image["filename"].endswith(".png"):
+                    async with self.session.get(f"http://{self.address}/view?{query}") as response:
+                        contents[image["filename"]] = await response.read()
+        return contents
+
+    async def pictures(self, run: Run) -> list[Image.Image]:
+        """Return the PNGs that a run saved, as pictures."""
+        files = await self.files(run)
+        return [Image.open(io.BytesIO(content)) for content in files.values()]
 
 
 def _read(run: Run, message: Mapping[str, Any]) -> None:
@@ -286,14 +292,20 @@ def shortened(prompt: Prompt) -> Prompt:
     return {**other, "random": RANDOM}
 
 
-async def check_workflows(client: Client, check: Checks, out: Path) -> None:
-    """Run each example workflow; write the pictures that it saves, with the workflow inside."""
+async def check_workflows(client: Client, check: Checks, out: Path, is_full: bool = False) -> None:
+    """Run each example workflow; write the pictures that it saves, with the workflow inside.
+
+    Those that take a checkpoint are left out of a full run, since there is none.
+    """
     nodes = await client.get("object_info")
     for path in sorted(WORKFLOWS.glob("*.json")):
         workflow = json.loads(path.read_text(encoding="utf-8"))
-        run = await client.run(shortened(prompt_of(workflow, nodes)), workflow)
-        pictures = [picture async for picture in client.pictures(run)]
-        is_good = run.end == "success" and bool(pictures)
+        prompt = prompt_of(workflow, nodes)
+        if is_full and shortened(prompt).keys() != prompt.keys():
+            continue
+        run = await client.run(prompt if is_full else shortened(prompt), workflow)
+        files = await client.files(run)
+        is_good = run.end == "success" and bool(files)
         check(f"{path.stem}: a picture", is_good, f"{run.seconds:.1f} s", run.error.get(
             "exception_message", run.error.get("node_errors", "")))  # fmt: skip
         bars = [steps for steps in run.steps.values() if len(steps) > 1]
@@ -301,10 +313,12 @@ async def check_workflows(client: Client, check: Checks, out: Path) -> None:
         check(f"{path.stem}: progress", bool(bars) and rises, [steps[-1] for steps in bars])
         is_ours = any(node.startswith("Clipag") for node in _kinds(workflow, run))
         check(f"{path.stem}: previews", len(run.previews) > 2 or not is_ours, len(run.previews))
-        inside = all("workflow" in picture.info for picture in pictures)
-        check(f"{path.stem}: the workflow is in the PNG", inside)
-        for number, picture in enumerate(pictures):
-            picture.save(out / f"{path.stem}-{number}.png")
+        for number, content in enumerate(files.values()):
+            with Image.open(io.BytesIO(content)) as picture:
+                inside = json.loads(picture.info["workflow"])
+            check(f"{path.stem}: the workflow is in the PNG", inside == workflow)
+            end = f"-{number + 1}" if number else ""
+            (out / f"{path.stem}{end}.png").write_bytes(content)
 
 
 def _kinds(workflow: Mapping[str, Any], run: Run) -> list[str]:
@@ -329,7 +343,7 @@ ASTRONAUT = {"class_type": "EmptyImage",
 async def check_seed_and_cache(client: Client, check: Checks, folder: Path) -> None:
     """The seed gives the command line's picture; a second run is answered from the cache."""
     run = await client.run(SAMPLE)
-    (picture,) = [picture async for picture in client.pictures(run)]
+    (picture,) = await client.pictures(run)
     file = folder / "apple.png"
     command = ["generate", "a red apple", "--seed", "3", "--size", "96", "--steps", "6"]
     subprocess.run(
@@ -345,7 +359,7 @@ async def check_seed_and_cache(client: Client, check: Checks, folder: Path) -> N
     await client.post("free", {"unload_models": True})
     await asyncio.sleep(2)
     other = await client.run(changed(SAMPLE, "ClipagSample", batch_size=2))
-    pictures = [picture async for picture in client.pictures(other)]
+    pictures = await client.pictures(other)
     check("after ComfyUI has unloaded the models", [p.tobytes() for p in pictures][:1] ==
           [picture.tobytes()])  # fmt: skip
 
@@ -409,11 +423,16 @@ async def check_bad_input(client: Client, check: Checks) -> None:
         check(f"{name}: one sentence", is_good, f"node {node}: {sentence}")
 
 
-async def checked(address: str, check: Checks, out: Path, folder: Path) -> None:
-    """Do all checks with a running ComfyUI."""
+async def checked(
+    address: str, check: Checks, out: Path, folder: Path, is_full: bool = False
+) -> None:
+    """Do all checks with a running ComfyUI; for a full run, those of the workflows alone."""
     timeout = aiohttp.ClientTimeout(total=SECONDS_OF_A_RUN)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         client = Client(session, address)
+        if is_full:
+            await check_workflows(client, check, out, is_full)
+            return
         described = await client.get("object_info")
         from clipag_plugins.integrations.comfyui import NODE_CLASS_MAPPINGS
 
@@ -433,6 +452,10 @@ def main() -> int:
         "--page", type=Path, metavar="PNG",
         help="also run a workflow by mouse in a headless Chromium, and write a screenshot",
     )  # fmt: skip
+    parser.add_argument(
+        "--full", action="store_true",
+        help="only run the workflows, with all of their steps, and keep their PNGs in --out",
+    )  # fmt: skip
     options = parser.parse_args()
     check = Checks()
     with tempfile.TemporaryDirectory() as temporary:
@@ -450,7 +473,7 @@ def main() -> int:
                 outputs = folder / "base" / "output"
                 wrong = screenshot(address, WORKFLOWS / "sample.json", outputs, options.page)
                 check("the page", not wrong, *wrong)
-            asyncio.run(checked(address, check, out, folder))
+            asyncio.run(checked(address, check, out, folder, options.full))
     return 1 if check.failed else 0
 
 
