@@ -6,13 +6,12 @@ models are ComfyUI's own classes, as its loaders build them from a checkpoint.
 
 from typing import Any
 
-import torch
-
 import comfy.ldm.models.autoencoder
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import torch
 
 SMALL = {
     "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],

@@ -194,9 +194,11 @@ def _examine(looks: Mapping[LookKey, Look]) -> tuple[dict[LookKey, float], dict[
     reference = looks.get(("open_clip", "float32"), looks["clipag", "float32"])()
     gflops, cosines = {}, {}
     for key, look in looks.items():
+        # In float32: the counter does not know the packed products of other precisions.
         with FlopCounterMode(display=False) as counter:
-            gradient = look()
+            looks[key[0], "float32"]()
         gflops[key] = counter.get_total_flops() / 1e9
+        gradient = look()
         cosines[key] = torch.cosine_similarity(
             gradient.double().flatten(), reference.double().flatten(), dim=0
         ).item()

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from . import packed
 from .defaults import PRECISIONS
 from .errors import ClipagError
 
@@ -41,19 +42,18 @@ def fastest(device: torch.device) -> torch.dtype:
             return torch.bfloat16
         has_tensor_cores = torch.cuda.get_device_capability(device) >= (7, 0)
         return torch.float16 if has_tensor_cores else torch.float32
-    has_bfloat16 = (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    )
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    is_native = device.type == "cpu" and packed.has_bfloat16()
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def in_precision(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the tower itself, or a copy of it in `dtype` if its weights have another dtype.
 
-    A copy is faster than autocast: it casts the weights once instead of at every step.
+    A copy is faster than autocast: it casts the weights once instead of at every step. Its weights
+    are frozen, and must not be changed: on a CPU they are packed too (packed.py).
     """
     if next(tower.parameters()).dtype == dtype:
         return tower
-    return copy.deepcopy(tower).to(dtype)
+    converted = copy.deepcopy(tower).to(dtype)
+    packed.allow(converted)
+    return converted

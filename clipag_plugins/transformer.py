@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import packed
 from .base import is_traced
 
 # Longer sequences need more memory for their attention weights than for all else.
@@ -56,7 +57,8 @@ class Attention(nn.MultiheadAttention):
                 average_attn_weights, is_causal,
             )  # fmt: skip
         if query is key:
-            q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=2)
+            qkv = packed.linear(query, self.in_proj_weight, self.in_proj_bias)
+            q, k, v = qkv.chunk(3, dim=2)
         else:
             width = self.embed_dim
             q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
@@ -64,7 +66,7 @@ class Attention(nn.MultiheadAttention):
                 key, self.in_proj_weight[width:], self.in_proj_bias[width:]
             ).chunk(2, dim=2)  # fmt: skip
         y = attend(q, k, v, self.num_heads, attn_mask)
-        return F.linear(y, self.out_proj.weight, self.out_proj.bias), None
+        return packed.linear(y, self.out_proj.weight, self.out_proj.bias), None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -129,9 +131,9 @@ class ResidualAttentionBlock(nn.Module):
             self.attn = Attention(d_model, n_head)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(d_model, mlp_width),
+                c_fc=packed.Linear(d_model, mlp_width),
                 gelu=QuickGELU() if quick_gelu else nn.GELU(),
-                c_proj=nn.Linear(mlp_width, d_model),
+                c_proj=packed.Linear(mlp_width, d_model),
             )
         )
         self.ln_2 = LayerNorm(d_model)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import bench, precision
+from clipag_plugins import bench, packed, precision
 from clipag_plugins.transformer import attend
 
 
@@ -66,6 +66,24 @@ def test_attention_in_bfloat16_is_that_in_float64(queries, keys, masked):
     roughly = torch.autograd.grad(result, rough, upstream.bfloat16())
     for ours, theirs in zip(roughly, gradients, strict=True):
         assert torch.cosine_similarity(ours.double().flatten(), theirs.flatten(), dim=0) > 0.999
+
+
+def test_packed_weights_give_the_same_gradients_of_any_order():
+    plain = packed.Linear(24, 40).bfloat16().requires_grad_(False)
+    fast = precision.in_precision(packed.Linear(24, 40), torch.bfloat16)
+    fast.load_state_dict(plain.state_dict())
+    results = []
+    for layer in (plain, fast):
+        torch.manual_seed(0)
+        x = torch.randn(3, 5, 24).bfloat16().requires_grad_()
+        y = layer(x)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        results += [(y, gradient, *torch.autograd.grad(gradient.square().sum(), x))]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    names = [type(node).__name__ for node in (y.grad_fn, plain(x).grad_fn)]
+    has_instructions = precision.fastest(torch.device("cpu")) == torch.bfloat16
+    assert not has_instructions or (names[0].startswith("_Product") and names[1] != names[0])
 
 
 def test_the_gradient_in_bfloat16_points_where_that_in_float32_does():
