@@ -348,14 +348,7 @@ def _draw(
     canvas = settings.canvas(starts.flatten(0, 2))
     goals = [[target] for target in targets]
     guide = guide_of_tries(model, goals, seeds, settings.tries, settings.views, options)
-    ascent = ascend(
-        canvas,
-        guide,
-        settings.steps,
-        callback=callback,
-        progress=options.progress,
-        tries=1 if is_path else settings.tries,
-    )
+    ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
     losses = ranking_losses(ascent, guide, settings)
     if is_path:
         of_path = losses.view(len(targets), len(seeds), -1).mean(dim=0)

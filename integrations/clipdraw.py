@@ -37,7 +37,6 @@ from clipag_plugins.integrations.strokes import (
 )
 from clipag_plugins.integrations.vector import paths
 from clipag_plugins.integrations.vector.renderer import compose_on, render_paths, straight
-from clipag_plugins.integrations.vector.svg import to_svg
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.targets import Prompt, prompt_targets, text_target
 from clipag_plugins.trajectory import FRAMES
@@ -266,13 +265,6 @@ class StrokeCanvas(Canvas):
             else:
                 groups.append(paths.Group([paths.Path(points, cubics, True)], fill=colour))
         return groups
-
-    def _repr_svg_(self) -> str | None:
-        """Return a single drawing as SVG, which Jupyter shows; None if there are several."""
-        if len(self.points) > 1:
-            return None
-        background = self.drawing.background_colour()
-        return to_svg(self.groups(0), (self.height, self.width), background=background)
 
 
 def draw(

@@ -19,9 +19,9 @@ FOLDERS = {
 # A package stands for all of its modules but those that are listed themselves.
 LAYERS = (
     "errors defaults arguments",
-    "files untrusted download packed precision pictures trajectory sheet notebook streams "
-    "registry model_config bpe tokenizer quantization",
-    "base transformer vit resnet mini checkpoint architecture stages smoothing",
+    "files untrusted download packed precision pictures trajectory sheet streams registry "
+    "model_config bpe tokenizer quantization",
+    "base transformer vit resnet mini lite statistics checkpoint architecture stages smoothing",
     "embedded publish hub",
     "targets latents views graphs guide canvas multiscale mixture masks",
     "ascent",

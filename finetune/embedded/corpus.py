@@ -2,9 +2,9 @@
 
     python -m clipag_plugins.finetune.embedded.corpus --work build/weights
 
-Pictures are rendered once to RGBA (N, 96, 96, 4) uint8, so that training can put them on any
-background. This needs `npm` for the emoji sets, and `apt-get` and `dpkg-deb` (Debian, Ubuntu) for
-the clip art and WordNet. It is needed only to remake the embedded weights.
+Pictures are rendered once to RGBA (N, 96, 96, 4) uint8, or at another size, so that training can
+put them on any background. This needs `npm` for the emoji sets, and `apt-get` and `dpkg-deb`
+(Debian, Ubuntu) for the clip art and WordNet. It is needed only to remake the embedded weights.
 
 A picture's caption and name alone decide its split, so the splits are the same on every machine:
   unseen  every picture whose caption or file name contains a concept of `splits/v2/unseen.txt` or
@@ -32,7 +32,7 @@ from tqdm import tqdm
 from clipag_plugins.errors import ClipagError, exit_on_user_error, library
 from clipag_plugins.files import write_beside
 
-SIZE = 96
+SIZE = 96  # of the pictures, unless another is chosen
 SPLIT_FOLDER = Path(__file__).parent / "splits" / "v2"
 TEST_SHARE = 0.05
 # Salt of the hash that chooses the test pictures. Every version of the split uses this one, so that
@@ -131,8 +131,8 @@ def unicode_names() -> dict[str, str]:
     return {re.sub(r"[^a-z0-9]", "", name.lower()): name.lower() for name in names if name}
 
 
-def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, str]]:
-    """Yield (picture, caption, source, name, group) for every emoji set."""
+def emoji_pictures(folder: Path, size: int) -> Iterator[tuple[Image.Image, str, str, str, str]]:
+    """Yield (picture, caption, source, name, group) for every emoji set, drawn at `size`."""
     resvg_py = library("resvg_py", "weights")  # imported late: the split lists do not need it
     spaced = unicode_names()
     groups: dict[str, str] = {}
@@ -161,7 +161,7 @@ def emoji_pictures(folder: Path) -> Iterator[tuple[Image.Image, str, str, str, s
                 f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {w} {h}" '
                 f'width="{w}" height="{h}">{icon["body"]}</svg>'
             )
-            png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)
+            png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
             yield Image.open(io.BytesIO(bytes(png))), caption, emoji_set, name, group
 
 
@@ -254,16 +254,16 @@ def _wordnet_lines(folder: Path, file: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(" ")]  # the licence
 
 
-def square(picture: Image.Image) -> np.ndarray:
-    """Fit a picture of any shape into a transparent square, (SIZE, SIZE, 4)."""
+def square(picture: Image.Image, size: int) -> np.ndarray:
+    """Fit a picture of any shape into a transparent square, (size, size, 4)."""
     picture = picture.convert("RGBA")
     # Resize with premultiplied alpha ("RGBa"): otherwise colours of transparent pixels bleed in.
     fitted = picture.convert("RGBa")
-    scale = SIZE / max(fitted.size)
-    size = (max(1, round(fitted.width * scale)), max(1, round(fitted.height * scale)))
-    fitted = fitted.resize(size, Image.Resampling.LANCZOS).convert("RGBA")
-    canvas = Image.new("RGBA", (SIZE, SIZE))
-    canvas.paste(fitted, ((SIZE - fitted.width) // 2, (SIZE - fitted.height) // 2))
+    scale = size / max(fitted.size)
+    sides = (max(1, round(fitted.width * scale)), max(1, round(fitted.height * scale)))
+    fitted = fitted.resize(sides, Image.Resampling.LANCZOS).convert("RGBA")
+    canvas = Image.new("RGBA", (size, size))
+    canvas.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
     return np.asarray(canvas)
 
 
@@ -297,17 +297,17 @@ def unseen_pattern() -> re.Pattern[str]:
     return re.compile(rf"\b({ends})(s|es)?\b")
 
 
-def build(work: Path) -> None:
-    """Write pictures.npy and captions.json to `work`."""
+def build(work: Path, size: int = SIZE) -> None:
+    """Write pictures.npy, (N, size, size, 4), and captions.json to `work`."""
     packages = work / "packages"
     fetch_packages(packages)
     unseen = unseen_pattern()
     pictures: list[Picture] = []
     pixels: list[np.ndarray] = []
     digests: set[bytes] = set()
-    for source in (emoji_pictures(packages), clip_art_pictures(packages)):
+    for source in (emoji_pictures(packages, size), clip_art_pictures(packages)):
         for image, caption, name_of_source, name, group in source:
-            array = square(image)
+            array = square(image, size)
             digest = hashlib.sha256(array.tobytes()).digest()
             # Skip empty drawings, and drawings that exist under another name.
             if digest in digests or array[..., 3].mean() < 4:
@@ -325,7 +325,7 @@ def build(work: Path) -> None:
 
 
 def load(work: Path) -> tuple[np.memmap, list[Picture]]:
-    """Read the corpus: pixels (N, 96, 96, 4) uint8 RGBA, memory-mapped, and the pictures' data."""
+    """Read the corpus: pixels (N, size, size, 4) uint8, memory-mapped, and the pictures' data."""
     pictures = [Picture(**entry) for entry in json.loads((work / "captions.json").read_text())]
     return np.load(work / "pictures.npy", mmap_mode="r"), pictures
 
@@ -340,5 +340,7 @@ def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--size", type=int, default=SIZE)
+    options = parser.parse_args()
     with exit_on_user_error():
-        build(parser.parse_args().work)
+        build(options.work, options.size)
