@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from clipag_plugins.base import CLIP_MEAN, CLIP_STD
-from clipag_plugins.finetune.embedded.impressions import Drawing, Impressions, normalised
+from clipag_plugins.finetune.embedded.impressions import (
+    Drawing,
+    Impressions,
+    normalised,
+    render,
+    upsampling,
+)
 from clipag_plugins.finetune.embedded.pack import Pack, Texts, encode, load_trunk, save_trunk
 from clipag_plugins.lite import FEATURES, LiteTower, NormedConv
 from clipag_plugins.quantization import quantize
@@ -125,7 +131,7 @@ def test_a_batch_with_the_fixed_statistics_is_at_a_distance_of_zero():
 def test_an_impression_comes_nearer_to_the_statistics():
     tower, classifier = random_trunk(1)
     trunk = (tower.requires_grad_(False), classifier.requires_grad_(False))
-    settings = Impressions(side=32, steps=25, prior=1.0, at_once=2, classes=2)
+    settings = Impressions(side=32, steps=20, prior=1.0, at_once=2, classes=2)
     classes = torch.tensor([3, 700])
 
     def distance(images):
@@ -141,6 +147,14 @@ def test_an_impression_comes_nearer_to_the_statistics():
     assert distance(images) < 0.9 * distance(start.draw(classes))
     drawing.generator.manual_seed(0)
     assert torch.equal(drawing.draw(classes), images)  # the optimiser starts anew
+
+
+def test_layers_are_enlarged_as_by_interpolate():
+    layers = [torch.randn(2, 3, side, side) for side in (2, 8, 16)]
+    maps = [upsampling(side, 16, CPU) for side in (2, 8, 16)]
+    enlarged = [nn.functional.interpolate(layer, size=16, mode="bicubic") for layer in layers]
+    expected = torch.sigmoid(2 * (enlarged[0] + enlarged[1] + layers[2]))
+    assert torch.allclose(render(layers, maps), expected, atol=1e-5)
 
 
 def test_the_statistics_are_recorded_layer_by_layer():
@@ -184,5 +198,6 @@ def test_the_command_trains_a_tower_in_its_minutes(pack, tmp_path):
         assert float(file.metadata()["logit_scale"]) > 0
     assert sum(path.stat().st_size for path in out.iterdir()) < 2 * 16 * 2**20
     drawn = (out / "impressions0.npz").stat().st_mtime_ns
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run([*command, "--start", out / "robust.safetensors"], check=True, timeout=300)
     assert (out / "impressions0.npz").stat().st_mtime_ns == drawn  # a second run goes on from it
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2 * len(entries)

@@ -90,6 +90,9 @@ class Drawing:
             torch.zeros(count, 3, side, side, device=self.device, requires_grad=True)
             for side in (*sides, settings.side)
         ]
+        self.maps = [
+            upsampling(layer.shape[-1], settings.side, self.device) for layer in self.layers
+        ]
         self.rate = torch.tensor(RATE, device=self.device)
         self.optimizer = torch.optim.Adam(
             self.layers, lr=self.rate, betas=BETAS, capturable=self.device.type == "cuda"
@@ -109,10 +112,10 @@ class Drawing:
         for step in range(self.settings.steps):
             self.rate.fill_(RATE * (1 + math.cos(math.pi * step / self.settings.steps)) / 2)
             self.repeat()
-        return render(self.layers, self.settings.side).detach()
+        return render(self.layers, self.maps).detach()
 
     def _step(self) -> None:
-        images = render(self.layers, self.settings.side)
+        images = render(self.layers, self.maps)
         views = normalised(posed(images, self.generator))
         loss = self.settings.smoothness * self.settings.side**2 * total_variation(images)
         for (tower, classifier), recorder in zip(self.trunks, self.recorders, strict=True):
@@ -128,13 +131,20 @@ class Drawing:
         self.optimizer.step()
 
 
-def render(layers: list[Tensor], side: int) -> Tensor:
-    """Return the pictures of a pyramid, (B, 3, side, side) in [0, 1]."""
-    sums = [
-        F.interpolate(layer, size=side, mode="bicubic") if layer.shape[-1] < side else layer
-        for layer in layers
-    ]
-    return torch.sigmoid(GAIN * torch.stack(sums).sum(dim=0))
+def upsampling(source: int, target: int, device: torch.device) -> Tensor:
+    """Return the bicubic map (target, source) of one dimension, as a matrix.
+
+    On a GPU products are faster than `interpolate`, whose backward pass adds thousands of pixels
+    to one coarse value, one after another.
+    """
+    unit = torch.eye(source, device=device)[None, None]
+    return F.interpolate(unit, size=(target, source), mode="bicubic")[0, 0]
+
+
+def render(layers: list[Tensor], maps: list[Tensor]) -> Tensor:
+    """Return the pictures (B, 3, side, side) in [0, 1] of a pyramid, with each layer's map."""
+    enlarged = [each @ layer @ each.T for layer, each in zip(layers, maps, strict=True)]
+    return torch.sigmoid(GAIN * torch.stack(enlarged).sum(dim=0))
 
 
 def posed(images: Tensor, generator: torch.Generator) -> Tensor:

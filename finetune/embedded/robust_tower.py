@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from clipag_plugins import architecture, untrusted
 from clipag_plugins.attack import unit_l2
 from clipag_plugins.errors import exit_on_user_error
 from clipag_plugins.files import write_beside
@@ -77,6 +78,7 @@ class Recipe:
         average: decay of the weights' average.
         head_steps, head_pictures: of training the head alone, before.
         seed: of everything random.
+        start: a tower of an earlier run to go on from, instead of the pretrained one; "" for none.
     """
 
     minutes: float = 8.0
@@ -95,6 +97,7 @@ class Recipe:
     head_steps: int = 2000
     head_pictures: int = 30_000
     seed: int = 0
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,8 +277,8 @@ class Trainer:
             repeat()
             average.update(self.tower, step)
             step += 1
-            if step % 20 == 0:
-                bar.set_postfix(step=step, loss=loss.item())  # waits for the GPU's queue
+            if step % 20 == 0:  # waits for the GPU's queue
+                bar.set_postfix(step=step, loss=loss.item())
                 bar.update(int(time.monotonic() - start) - bar.n)
             if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
                 reported = time.monotonic()
@@ -362,15 +365,17 @@ def make(
     """Draw impressions, train the tower, and write everything to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with write_beside(out / "recipe.json") as temporary:
-        temporary.write_text(
-            json.dumps({"recipe": asdict(recipe), "impressions": asdict(settings)})
-        )
+        temporary.write_text(json.dumps({"train": asdict(recipe), "draw": asdict(settings)}))
     paths = draw_rounds(folder, out, settings, recipe.seed, device)
     trainer = Trainer(folder, *load_rounds(paths, device), recipe, device)
-    trainer.train_head()
+    if recipe.start:
+        start = Path(recipe.start)
+        architecture.load_weights(trainer.tower, untrusted.read(start), recipe.start)
+    else:
+        trainer.train_head()
+        trainer.measure_statistics(trainer.tower)
+        save_tower(trainer.tower, trainer.log_scale.exp().item(), out / "plain.safetensors")
     log(out, trainer.retrieval(trainer.tower))
-    trainer.measure_statistics(trainer.tower)
-    save_tower(trainer.tower, trainer.log_scale.exp().item(), out / "plain.safetensors")
     trainer.train(out)
 
 
@@ -379,9 +384,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pack", type=Path, default=Path("build/pack"))
     parser.add_argument("--out", type=Path, default=Path("build/robust"))
-    parser.add_argument(
-        "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=torch.device, default=device)
     for prefix, settings in (("", Recipe()), ("drawing-", Impressions())):
         for name, default in asdict(settings).items():
             option = f"--{prefix}{name.replace('_', '-')}"
