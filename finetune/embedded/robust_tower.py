@@ -53,8 +53,7 @@ FIRST_SCALE = 20.0  # of the logits
 STEP = 1.5  # of the attack, as a multiple of eps / steps
 WARM_UP = 100  # updates in which the rate rises
 SMOOTHING = 0.02  # of the loss in the log
-VALIDATED = 512  # pictures of each split at most
-CHUNK = 512  # pictures for the head's training and the statistics
+CHUNK = 512  # pictures at once, outside the training
 
 
 @dataclass(frozen=True)
@@ -300,14 +299,14 @@ class Trainer:
         class of an impression.
         """
         pack, captions = self.pack, self.texts.embeddings[: self.texts.captions]
-        test = pack.test[self.texts.of_caption[pack.caption_of[pack.test]] >= 0][:VALIDATED]
+        test = pack.test[self.texts.of_caption[pack.caption_of[pack.test]] >= 0][:CHUNK]
         images, targets = self.pictures.on_white(test), self.texts.of_caption[pack.caption_of[test]]
         batch = Batch(images, targets, torch.full_like(targets, -1), *self.original_view(images))
         attacked = self.attack(tower, batch, torch.tensor(self.recipe.eps, device=self.device))
-        unseen = pack.unseen[:VALIDATED]
+        unseen = pack.unseen[:CHUNK]
         choices = pack.caption_of[pack.unseen].unique()
         chosen = (choices == pack.caption_of[unseen][:, None]).int().argmax(dim=1)
-        drawings = torch.arange(min(VALIDATED, len(self.drawing_classes)), device=self.device)
+        drawings = torch.arange(min(CHUNK, len(self.drawing_classes)), device=self.device)
         with torch.no_grad():
             classes = self.classifier(self.features(tower, self.pictures.drawn(drawings)))
             right = classes.argmax(dim=1) == self.drawing_classes[drawings]
