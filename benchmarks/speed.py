@@ -1,25 +1,55 @@
-"""How long a picture takes from a cold start, and how much memory.
+"""How long a picture takes from a cold start, and a look, beside the peers.
 
-    python -m benchmarks.speed
+    python -m benchmarks.speed looks
+    python -m benchmarks.speed start
+    python -m benchmarks.speed same
 
-Times `clipag generate "a red apple"` as a whole process, and beside it, in the same run, a process
-that only imports torch. `clipag bench` times what follows the start.
+`looks` times ViT-B/32's gradients as `clipag bench` does, in CPU seconds of one thread, because other
+work on a machine then blurs the ratios least. The implementations take turns. `start` times
+`clipag generate "a red apple"` as a whole process, in CPU seconds too, and beside it, in the same
+run, a process that only imports torch. `same` draws a picture in 20 processes from one seed.
 """
 
+import argparse
+import hashlib
+import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-from . import keep
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipag_plugins import bench, precision
+
+from . import RESULTS, keep
+
+MODEL = "ViT-B-32"
+ROUNDS = {1: 7, 8: 3, 32: 3}  # views: rounds
+SIDE = 2048  # of the matrices whose product sets the limit
+PROCESSES = 20
+APPLE = ("-m", "clipag_plugins", "generate", "a red apple")
+CPU = torch.device("cpu")
+
+
+def spent() -> float:
+    """Return the CPU seconds of all commands so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def seconds(*command: str) -> float:
-    """Return how long a Python process takes."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
-    return time.perf_counter() - began
+    """Return the CPU seconds that a Python process of one thread takes."""
+    began, environment = spent(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
+    return spent() - began
 
 
 def peak() -> float:
@@ -27,27 +57,106 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
-def main() -> None:
-    """Time the processes."""
-    torch = seconds("-c", "import torch")
+def start() -> dict[str, object]:
+    """Time cold starts."""
+    importing = statistics.median(seconds("-c", "import torch") for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
-        draw = ("-m", "clipag_plugins", "generate", "a red apple", "--out", folder)
-        whole = seconds(*draw)
+        out = ("--out", folder)
+        one_step = ("--steps", "1", "--tries", "1")
+        first = statistics.median(seconds(*APPLE, *one_step, *out) for _ in range(3))
+        whole = seconds(*APPLE, *out)
         memory = peak()
         # Chunks bound the memory: eight pictures with 64 views each should need no more than one.
-        many = (*draw, "--views", "64", "--steps", "2", "--count")
+        many = (*APPLE, *out, "--views", "64", "--steps", "2", "--count")
         seconds(*many, "1")
         one = peak()
         seconds(*many, "8")
         eight = peak()
-    figures = {
-        "import torch, s": round(torch, 1),
-        "clipag generate, s": round(whole, 1),
+    return {
+        "import torch, CPU s": round(importing, 1),
+        "clipag generate with one step, CPU s": round(first, 1),
+        "clipag generate, CPU s": round(whole, 1),
         "peak memory, MB": round(memory),
         "peak memory with 64 views, MB": round(one),
         "peak memory with 8 x 64 views, MB": round(eight),
     }
-    keep("speed", figures)
+
+
+def same() -> dict[str, object]:
+    """Count the different pictures of one seed in many processes."""
+    pictures = set()
+    for _ in range(PROCESSES):
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder, "apple.png")
+            seconds(*APPLE, "--seed", "3", "--steps", "4", "--out", str(picture))
+            pictures.add(hashlib.sha256(picture.read_bytes()).hexdigest())
+    return {"processes": PROCESSES, "pictures": len(pictures)}
+
+
+Way = tuple[str, str]  # implementation, precision
+
+
+def cpu_seconds(compute: Callable[[], object]) -> float:
+    """Return the CPU seconds that a function takes."""
+    began = time.process_time()
+    compute()
+    return time.process_time() - began
+
+
+def looks() -> dict[str, object]:
+    """Time this package and its peers in float32, and in the precision that auto chooses."""
+    torch.set_num_threads(1)
+    _, towers = bench.implementations(MODEL, CPU)
+    auto = str(precision.fastest(CPU)).removeprefix("torch.")
+    a_view = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with FlopCounterMode(display=False) as counter:
+        bench.make_look(towers["clipag"], a_view, torch.float32)()
+    gflop = counter.get_total_flops() / 1e9
+    results = []
+    for count, rounds in ROUNDS.items():
+        ways = {
+            (name, p): bench.make_look(tower, a_view.repeat(count, 1, 1, 1), precision.DTYPES[p])
+            for name, tower in towers.items()
+            for p in dict.fromkeys(("float32", auto))
+        }
+        square = torch.ones(SIDE, SIDE, dtype=precision.DTYPES[auto])
+        times: dict[Way, list[float]] = {way: [] for way in ways}
+        products = []
+        for _ in range(rounds):
+            products.append(cpu_seconds(lambda square=square: square @ square))
+            for way, look in ways.items():
+                times[way].append(cpu_seconds(look))
+                print(count, *way, f"{times[way][-1]:.3f}", file=sys.stderr)
+        medians = {way: statistics.median(values) for way, values in times.items()}
+        limit = count * gflop / (2 * SIDE**3 / 1e9 / statistics.median(products))
+        results.append({"views": count, "share of the limit": round(limit / medians["clipag", auto], 2),
+                        **compared(medians, auto)})  # fmt: skip
+    return {"model": MODEL, "precision": auto, "looks": results}
+
+
+def compared(medians: Mapping[Way, float], auto: str) -> dict[str, object]:
+    """Return the ratios of this package's CPU seconds to the fastest peer's."""
+    peers = {way: value for way, value in medians.items() if way[0] != "clipag"}
+    best = min(peers, key=lambda way: peers[way])
+    best_in_float32 = min(value for (_, p), value in peers.items() if p == "float32")
+    return {
+        "ratio": round(medians["clipag", auto] / peers[best], 2),
+        "fastest peer": ", ".join(best),
+        "ratio in float32": round(medians["clipag", "float32"] / best_in_float32, 2),
+        "CPU s": {", ".join(way): round(value, 3) for way, value in medians.items()},
+    }
+
+
+def main() -> None:
+    """Measure what the arguments name, and add the figures to those of other runs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", nargs="+", choices=("looks", "start", "same"))
+    measures = {"looks": looks, "start": start, "same": same}
+    path = RESULTS / "speed.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in parser.parse_args().what:
+        results[name] = {"load": os.getloadavg()[0], **measures[name]()}
+    keep("speed", results)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ def has_bfloat16() -> bool:
 
 
 def allow(module: nn.Module) -> None:
-    """Let `linear` pack the weights of a module that nobody else knows, and that never change."""
+    """Let `linear` pack the weights of a frozen module that nobody else knows or changes."""
     # The operations are those that torch.compile uses; they have no public name.
     operations = ("_linear_pointwise", "_reorder_linear_weight")
     if has_bfloat16() and all(hasattr(torch.ops.mkldnn, name) for name in operations):
         for weight in module.parameters():
             if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and weight.ndim == 2:
-                weight.requires_grad_(False)
                 _packs[weight] = None
 
 

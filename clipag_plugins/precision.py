@@ -54,6 +54,11 @@ def in_precision(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     if next(tower.parameters()).dtype == dtype:
         return tower
-    converted = copy.deepcopy(tower).to(dtype)
+    converted = frozen_copy(tower, dtype)
     packed.allow(converted)
     return converted
+
+
+def frozen_copy(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a tower in `dtype`, whose weights take no gradient."""
+    return copy.deepcopy(tower).to(dtype).requires_grad_(False)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clipag_plugins import precision
 from clipag_plugins.attack import ThreatModel, pgd
 from clipag_plugins.base import normalize
 from clipag_plugins.finetune import processes
@@ -196,6 +197,12 @@ class _Update:
         weight = next(self.plain.parameters())
         self.device, self.image_type = weight.device, weight.dtype
         self.autocast = dtype if dtype != weight.dtype else None
+        # The attack needs no gradient of the weights, so a copy of them is cast once. Autocast
+        # casts them in each of its steps. What is sharded is too large to be copied.
+        is_sharded = hasattr(weight, "device_mesh")
+        self.frozen_copy: nn.Module | None = None
+        if self.autocast is not None and not is_sharded:
+            self.frozen_copy = precision.frozen_copy(self.plain, self.autocast)
         # DDP averages over processes, and the mean is over the whole batch.
         self.share = processes.count() / batch.size
         self.total = torch.zeros((), device=self.device, dtype=weight.dtype)
@@ -241,6 +248,13 @@ class _Update:
             z: Tensor = (tower or self.plain)(normalize(images))
             return z
 
+    def embed_frozen(self, images: Tensor) -> Tensor:
+        """Return the same embeddings, whose graph leads to the images only."""
+        if self.frozen_copy is None:
+            return self.embed(images)
+        z: Tensor = self.frozen_copy(normalize(images).to(self.autocast))
+        return z
+
     def micro_batch(self, number: int) -> MicroBatch:
         """Return a micro-batch of clean images."""
         images = self.batch.images[number].to(self.device, self.image_type) / 255
@@ -281,10 +295,10 @@ class _Update:
         noise = [self.threat_model.noise(shape, generator.manual_seed(seed)) for seed in seeds]
         attacked = pgd(
             images,
-            lambda x: self.objective.mismatch(self.embed(x), part.places, part.references),
+            lambda x: self.objective.mismatch(self.embed_frozen(x), part.places, part.references),
             self.threat_model,
             start=self.threat_model.start_at(images, torch.cat(noise)),
         )
         dreams = torch.Generator().manual_seed((seeds[0] + DREAM_SEED) % 2**63)
-        extra = self.objective.extra_images(self.embed, images, part.places, dreams)
+        extra = self.objective.extra_images(self.embed_frozen, images, part.places, dreams)
         return attacked if extra is None else torch.cat([attacked, extra])
