@@ -1,6 +1,7 @@
 """How fast adversarial fine-tuning is, beside a straightforward implementation.
 
     python -m benchmarks.finetune
+    python -m benchmarks.finetune --bfloat16 --models ViT-B-32
     python -m benchmarks.finetune --memory --work build/weights
 
 The peer runs in the same process on the same weights: open_clip's ViT-B/32 (or the mini towers) in
@@ -10,7 +11,8 @@ gradients throughout, one large batch, AdamW. It has three forms. `whole` attack
 PGD that calls `loss.backward()` and so computes the weights' gradients too. `texts kept` embeds the
 texts once a batch. Ours is timed on one large batch too, and in four micro-batches, for
 which GradCache embeds most pictures once more. Times are CPU seconds of one thread, so that a
-busy machine does not blur the ratios. `--processes` times two processes of one thread against
+busy machine does not blur the ratios. `--bfloat16` times ours in bfloat16, and beside it the peer
+in float32 and, by autocast, in bfloat16. `--processes` times two processes of one thread against
 one of two, in wall time. `make test` installs torchattacks.
 """
 
@@ -209,6 +211,34 @@ def compare(name: str, size: int, rounds: int) -> dict[str, object]:
     }
 
 
+def compare_in_bfloat16(name: str, size: int, rounds: int) -> dict[str, object]:
+    """Time ours in bfloat16, and the peer in both precisions, in turn."""
+    low = Setting(dtype=torch.bfloat16)
+    updates = {
+        "whole, float32": straightforward(name, size, "whole"),
+        "whole, bfloat16": straightforward(name, size, "whole", low),
+        "texts kept, bfloat16": straightforward(name, size, "texts kept", low),
+        "ours, bfloat16": ours(name, size, 1, Times(), low),
+    }
+    spent = dict.fromkeys(updates, float("inf"))
+    for turn in range(rounds):
+        for kind, update in updates.items():
+            began = time.process_time()
+            update()
+            spent[kind] = min(spent[kind], time.process_time() - began)
+            print(name, turn, kind, f"{time.process_time() - began:.2f} s", file=sys.stderr)
+    return {
+        "batch": size,
+        "rounds": rounds,
+        "images per CPU second": {k: round(size / seconds, 3) for k, seconds in spent.items()},
+        "ours against": {
+            k: round(seconds / spent["ours, bfloat16"], 2)
+            for k, seconds in spent.items()
+            if k != "ours, bfloat16"
+        },
+    }
+
+
 def processes(work: Path) -> dict[str, object]:
     """Time a mini run on two processes of one thread against one process of two threads."""
     settings = ["steps=6", "batch=128", "micro_batch=64", "save_every=6", "picture_every=0",
@@ -245,6 +275,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--rounds", type=int, default=2, help="after one to warm up; 0: that one")
     parser.add_argument("--models", nargs="*", default=["clip-mini", "ViT-B-32"])
+    parser.add_argument("--bfloat16", action="store_true", help="ours in bfloat16")
     parser.add_argument("--processes", action="store_true", help="two processes against one")
     parser.add_argument(
         "--memory", type=int, nargs="?", const=40_960, help="of a batch of this size"
@@ -252,12 +283,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any]
+    sizes = {"clip-mini": 64}
     if options.memory:
         figures = {"memory": memory(options.work, options.memory)}
+    elif options.bfloat16:
+        figures = {
+            f"{model} in bfloat16": {
+                "load": os.getloadavg()[0],
+                **compare_in_bfloat16(model, sizes.get(model, 8), max(1, options.rounds)),
+            }
+            for model in options.models
+        }
     elif options.processes:
         figures = {"processes": processes(options.work)}
     else:
-        sizes = {"clip-mini": 64}
         figures = {"threads": 1, "load": os.getloadavg()[0]}
         figures |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
     path = RESULTS / "finetune.json"
