@@ -348,3 +348,19 @@ def assert_close_training(one, other):
     for a, b in zip(trained_tensors(one), trained_tensors(other), strict=True):
         if a.ndim > 1:
             assert (a - b).abs().mean() <= 1e-3 * b.abs().max()
+
+
+def test_the_gradient_in_bfloat16_points_where_that_in_float32_does(tmp_path):
+    images, captions = whole_batch("vit")
+    computed = []
+    for dtype in (None, torch.bfloat16):
+        model = off_its_start("vit").float()
+        aim = objectives.Clipag(
+            lambda texts, model=model: text_embeddings(model, texts), objectives.Temperature(50.0)
+        )
+        seeds = range(len(images))
+        batch = gradcache.Batch([*images.split(MICRO)], captions, seeds, len(images))
+        spool = gradcache.Spool(tmp_path)
+        gradcache.gradient(model.visual, aim, THREATS["l2"], batch, spool, dtype=dtype)
+        computed.append(torch.cat([p.grad.flatten() for p in model.visual.parameters()]))
+    assert torch.cosine_similarity(*computed, dim=0) > 0.99
