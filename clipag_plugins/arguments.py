@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import ClipagError
 
@@ -12,7 +13,7 @@ FIRST_TOO_LARGE_SEED = 2**63
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run computes, not what it draws.
+    """How a run computes and reads its prompts, not what it draws.
 
     Attributes:
         precision: what the image tower computes in: "auto" (bfloat16 where the
@@ -23,6 +24,8 @@ class RunOptions:
             takes a minute or more before the first step and gains nothing.
         truncate: cut prompts of more than 77 tokens instead of refusing them.
         progress: show a progress bar.
+        prior: the file of a prior that `clipag prior` trained, or "diffusion" or "autoregressive"
+            for one that comes with the package: prompts become image embeddings that it draws.
 
     Raises:
         ClipagError: `max_views` is less than 1.
@@ -33,6 +36,7 @@ class RunOptions:
     compile: bool = False
     truncate: bool = False
     progress: bool = True
+    prior: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_views < 1:

@@ -17,6 +17,7 @@ from .commands import (
     finetune,
     generate,
     invert,
+    prior,
     probe,
     run,
     studio,
@@ -47,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     families = (
-        generate, draw, vqgan, style, invert, run, explain, probe, attack, eval, finetune, weights,
-        bench, comfyui, studio,
+        generate, draw, vqgan, style, invert, run, explain, probe, attack, eval, finetune,
+        prior, weights, bench, comfyui, studio,
     )  # fmt: skip
     for family in families:
         family.add(commands)

@@ -346,8 +346,14 @@ def _draw(
     """
     settings, seeds = how.settings_for(model), seeds_of(how.seed)
     canvas = settings.canvas(starts.flatten(0, 2))
-    goals = [[target] for target in targets]
-    guide = guide_of_tries(model, goals, seeds, settings.tries, settings.views, options)
+    guide = guide_of_tries(
+        model,
+        [[target] for target in targets for _ in seeds],
+        seeds * len(targets),
+        settings.tries,
+        settings.views,
+        options,
+    )
     ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
     losses = ranking_losses(ascent, guide, settings)
     if is_path:

@@ -25,7 +25,8 @@ from .hub import load_model
 from .masks import Masked, MaskedCanvas, WholeAndPart
 from .multiscale import FourierCanvas, PyramidCanvas
 from .pictures import from_pil, open_picture, read_picture, read_square, save_png, to_pil
-from .targets import Prompt, Target, goal_of, prompt_targets
+from .prior.drawing import picture_targets
+from .targets import Prompt, Target, goal_of
 from .views import MakeViews, Views, one_view
 
 __all__ = [
@@ -229,7 +230,7 @@ def sample(
     if settings is None:
         settings = settings_for(models[0], init=init)
     seeds, tries = seeds_of(seed), settings.tries
-    targets = [prompt_targets(each, prompts, options.truncate) for each in models]
+    targets = [picture_targets(each, prompts, seeds, options) for each in models]
     views = settings.views
     if isinstance(init, Masked):
         picture, weight = init.read(None if size is None else width_and_height(size))
@@ -240,11 +241,14 @@ def sample(
     else:
         size = SIDE if size is None else size
         goals = [goal_of(of_picture) for of_picture in targets[0]]
-        starts = [starting_images(init, goals, models[0], size, number, tries) for number in seeds]
+        starts = [
+            starting_images(init, goals[place :: len(seeds)], models[0], size, number, tries)
+            for place, number in enumerate(seeds)
+        ]
         canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))
     guide = Guides(
         [
-            guide_of_tries(each, of_model, seeds, tries, views, options)
+            guide_of_tries(each, of_model, [*seeds] * len(prompts), tries, views, options)
             for each, of_model in zip(models, targets, strict=True)
         ]
     )
@@ -260,12 +264,12 @@ def guide_of_tries(
     views: MakeViews,
     options: RunOptions,
 ) -> Guide:
-    """Return a guide of images for each list of targets: one for each seed and try, in order."""
+    """Return a guide of pictures, each with its targets and its seed, and so many tries of each."""
     return Guide(
         model,
-        [of_picture for of_picture in targets for _ in seeds for _ in range(tries)],
+        [of_picture for of_picture in targets for _ in range(tries)],
         views,
-        seeds=[number for number in seeds for _ in range(tries)] * len(targets),
+        seeds=[number for number in seeds for _ in range(tries)],
         options=options,
     )
 

@@ -38,7 +38,8 @@ from clipag_plugins.integrations.strokes import (
 from clipag_plugins.integrations.vector import paths
 from clipag_plugins.integrations.vector.renderer import compose_on, render_paths, straight
 from clipag_plugins.pictures import to_pil
-from clipag_plugins.targets import Prompt, prompt_targets, text_target
+from clipag_plugins.prior.drawing import picture_targets
+from clipag_plugins.targets import Prompt, text_target
 from clipag_plugins.trajectory import FRAMES
 from clipag_plugins.views import one_view
 
@@ -306,21 +307,21 @@ def draw(
     width_and_height(size)
     check_steps(steps)
     seeds = seeds_of(seed)
-    targets = prompt_targets(model, prompts, options.truncate)
+    targets = picture_targets(model, prompts, seeds, options)
     negative_targets = [
         text_target(model, text, NEGATIVE_WEIGHT, options.truncate) for text in negative
     ]
     starts = [starting_strokes(number, drawing, size) for number in seeds]
     start = Strokes(
-        *(torch.cat(parts * len(targets)).to(model.device) for parts in zip(*starts, strict=True))
+        *(torch.cat(parts * len(prompts)).to(model.device) for parts in zip(*starts, strict=True))
     )
     canvas = StrokeCanvas(start, drawing, size, steps)
     background = paper(drawing)
     guide = Guide(
         model,
-        [[*of_drawing, *negative_targets] for of_drawing in targets for _ in seeds],
+        [[*of_drawing, *negative_targets] for of_drawing in targets],
         Perspectives(background=background) if augment else WholePicture(background),
-        seeds=seeds * len(targets),
+        seeds=seeds * len(prompts),
         options=options,
     )
     ascent = ascend(canvas, guide, steps, callback=callback, progress=options.progress)

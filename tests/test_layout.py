@@ -23,7 +23,7 @@ LAYERS = (
     "model_config bpe tokenizer quantization",
     "base transformer vit resnet mini lite statistics checkpoint architecture stages smoothing",
     "embedded publish hub",
-    "targets latents views graphs guide canvas multiscale mixture masks",
+    "targets latents prior views graphs guide canvas multiscale mixture masks",
     "ascent",
     "sampler inversion",
     "attack pag explain probing evaluation clip bench",

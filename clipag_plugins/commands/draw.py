@@ -122,7 +122,8 @@ def _run(options: argparse.Namespace) -> int:
         options=run_options(options),
     )
     metadata = [
-        _metadata(options, prompt, seed, ascent) | model_metadata(model, options.precision)
+        _metadata(options, prompt, seed, ascent)
+        | model_metadata(model, options.precision, options.prior)
         for prompt, seed in pictures
     ]
     canvas = cast("clipdraw.StrokeCanvas", ascent.canvas)

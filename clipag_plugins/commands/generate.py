@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
             "init": options.init,
             "tries": settings.tries,
             **more,
-            **model_metadata(models[0], options.precision),
+            **model_metadata(models[0], options.precision, options.prior),
             "model": " + ".join(model.name for model in models),
         }
         for prompt, seed in pictures

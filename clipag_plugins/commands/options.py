@@ -117,6 +117,12 @@ def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = Fal
     add = command.add_argument
     add("--prefix", default="", help='put before every prompt: "a pencil drawing of"')
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
+    add(
+        "--prior",
+        metavar="FILE",
+        help="a prior that clipag prior trained: draws an image embedding of each prompt, to guide "
+        "towards instead of the text's",
+    )
     add_recording(command, has_bare_video)
     add_computing(command)
 
@@ -161,6 +167,7 @@ def run_options(options: argparse.Namespace) -> RunOptions:
         options.max_views,
         getattr(options, "compile", False),
         getattr(options, "truncate", False),
+        prior=getattr(options, "prior", None),
     )
 
 
@@ -310,12 +317,15 @@ def need_target(path: Path, sources: Sequence[str | Path] = ()) -> None:
         raise ClipagError(f"{path} would replace what it is made from: name another --out.")
 
 
-def model_metadata(model: "ClipagModel", precision: str) -> dict[str, str]:
-    """Return the part of a picture's metadata that says which model drew it, in which precision."""
+def model_metadata(
+    model: "ClipagModel", precision: str, prior: str | None = None
+) -> dict[str, str]:
+    """Return the part of a picture's metadata that says which model drew it, and how."""
     from ..precision import choose
 
     dtype = str(choose(precision, model.visual)).removeprefix("torch.")
-    return {"model": model.name, "precision": dtype, "Software": "clipag-plugins"}
+    metadata = {"model": model.name, "precision": dtype, "Software": "clipag-plugins"}
+    return metadata if prior is None else {**metadata, "prior": prior}
 
 
 def size_of(images: "Tensor") -> str:

@@ -177,7 +177,7 @@ def _style(options: argparse.Namespace) -> int:
             "network": "kept" if options.keep_network else "yes" if options.network else "none",
             **vars(losses),
             **({} if options.mask is None else {"mask": options.mask}),
-            **model_metadata(model, options.precision),
+            **model_metadata(model, options.precision, options.prior),
         }
         _save(ascent.images[0], alpha, path, metadata)
         save_trajectory(options, trajectory, ascent, [path], [metadata])

@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
     model = guiding_model(options, options.model)
     for prompt, path in zip(prompts, outputs, strict=True):
         metadata = _metadata(options, prompt, settings, size)
-        metadata |= model_metadata(model, options.precision)
+        metadata |= model_metadata(model, options.precision, options.prior)
         trajectory = new_trajectory(options, options.steps)
         frames = None if options.frames is None else Frames(options.frames, path.stem, metadata)
         ascent = vqgan.draw(

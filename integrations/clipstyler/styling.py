@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from clipag_plugins.arguments import SMALLEST, RunOptions, check_steps, seeds_of
@@ -35,6 +36,7 @@ from clipag_plugins.integrations.clipstyler.content import ContentLoss, features
 from clipag_plugins.integrations.clipstyler.network import StyleNetwork, new_network
 from clipag_plugins.masks import MaskedCanvas
 from clipag_plugins.pictures import from_pil, read_picture
+from clipag_plugins.prior.drawing import picture_targets
 from clipag_plugins.targets import Target, image_target, style_target
 from clipag_plugins.views import Views, one_view
 
@@ -91,13 +93,26 @@ class Losses:
             )
 
     def target(
-        self, model: ClipagModel, text: str, image: Tensor, truncate: bool = False
+        self,
+        model: ClipagModel,
+        text: str,
+        image: Tensor,
+        seed: int = 0,
+        options: RunOptions = RunOptions(),
     ) -> Target:
-        """Return the directional target of an image (3, H, W)."""
+        """Return the directional target of an image (3, H, W).
+
+        With `options.prior`, the direction leads from one image embedding to another.
+        """
+        if options.prior is not None:
+            source, end = picture_targets(model, ["a Photo", text], [seed], options)
+            change = F.normalize(end[0].embedding - source[0].embedding, dim=0)
+            before = image_target(model, image).embedding
+            return Target(change, self.strength, self.threshold, before)
         templates = None if self.templates else ["{}"]
         return style_target(
             model, text, image, self.strength, threshold=self.threshold, templates=templates,
-            truncate=truncate,
+            truncate=options.truncate,
         )  # fmt: skip
 
     def build(
@@ -205,7 +220,7 @@ def style(
     (seed,) = seeds_of(seed)
     content = image[None].to(model.device, torch.float32)
     check_sides(content)
-    target = losses.target(model, text, content[0], options.truncate)
+    target = losses.target(model, text, content[0], seed, options)
     guide, penalties = losses.build(model, [target], content, seed, options)
     canvas: Canvas
     if network is False:
@@ -276,7 +291,7 @@ def train(
                 squares = [from_pil(read_picture(photos[i]), (size, size)) for i in numbers]
                 content = torch.stack(squares).to(model.device)
                 # The direction of the text is the same for all photos; the source is each photo's.
-                direction = direction or losses.target(model, text, content[0], options.truncate)
+                direction = direction or losses.target(model, text, content[0], seed, options)
                 targets = [
                     replace(direction, source=image_target(model, photo).embedding)
                     for photo in content

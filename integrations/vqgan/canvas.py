@@ -27,8 +27,9 @@ from clipag_plugins.integrations.vqgan.prompts import Prompt, parse_pictures, pa
 from clipag_plugins.integrations.vqgan.weights import is_embedded
 from clipag_plugins.masks import Masked, MaskedCanvas, WholeAndPart
 from clipag_plugins.pictures import from_pil, open_picture, read_picture
+from clipag_plugins.prior.drawing import picture_targets
 from clipag_plugins.sampler import starting_images
-from clipag_plugins.targets import Target, goal_of, image_target, text_target
+from clipag_plugins.targets import Target, goal_of, image_target
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def draw(
         raise ClipagError(f"`steps` is {steps}: choose at least 1.")
     (seed,) = seeds_of(seed)
     settings = settings or settings_for(vqgan)
-    targets = _scene_targets(model, prompt, image_prompts, options.truncate)
+    targets = _scene_targets(model, prompt, image_prompts, seed, options)
     canvas, views = _canvas_and_views(
         settings, vqgan.to(model.device), model, targets[0], size, seed
     )
@@ -174,7 +175,8 @@ def _scene_targets(
     model: ClipagModel,
     prompt: str | Sequence[Sequence[Prompt | Target]],
     image_prompts: str,
-    truncate: bool,
+    seed: int,
+    options: RunOptions,
 ) -> list[list[Target]]:
     """Return the targets of each scene: its texts, and the pictures that all scenes share."""
     scenes: Sequence[Sequence[Prompt | Target]]
@@ -184,13 +186,18 @@ def _scene_targets(
         scenes = prompt
     pictures = parse_pictures(image_prompts) if image_prompts else []
     shared = [_picture_target(model, picture) for picture in pictures]
-    return [[_text_target(model, part, truncate) for part in scene] + shared for scene in scenes]
+    return [
+        [_text_target(model, part, seed, options) for part in scene] + shared for scene in scenes
+    ]
 
 
-def _text_target(model: ClipagModel, prompt: Prompt | Target, truncate: bool) -> Target:
+def _text_target(
+    model: ClipagModel, prompt: Prompt | Target, seed: int, options: RunOptions
+) -> Target:
     if isinstance(prompt, Target):
         return prompt
-    return replace(text_target(model, prompt.text, prompt.weight, truncate), stop=prompt.stop)
+    ((target,),) = picture_targets(model, [prompt.text], [seed], options)
+    return replace(target, weight=prompt.weight, stop=prompt.stop)
 
 
 def _picture_target(model: ClipagModel, prompt: Prompt) -> Target:

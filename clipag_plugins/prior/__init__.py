@@ -1,0 +1,1 @@
+"""Priors P(z_i | y): image embeddings drawn for a caption, as unCLIP's (Ramesh et al., 2022)."""
