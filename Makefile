@@ -9,7 +9,7 @@ WORK   ?= build/weights
 WORKERS ?= 2
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo check test test-studio lint weights evaluator figures clean
+.PHONY: demo check test test-studio api lint weights evaluator figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/clipag generate "a red apple" --out apple.png
@@ -26,6 +26,10 @@ test: $(VENV)/installed-test
 # The studio's page, in Chromium, which must be on the machine.
 test-studio: $(VENV)/installed-test $(VENV)/installed-test-studio
 	$(BIN)/python -m pytest tests/test_studio.py tests/test_studio_page.py
+
+# The API reference, as HTML in build/api.
+api: $(VENV)/installed-api
+	$(BIN)/python docs/api.py build/api
 
 # mypy reads the types of the libraries that the tests use.
 lint: $(VENV)/installed-test $(VENV)/installed-lint

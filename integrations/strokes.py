@@ -164,7 +164,7 @@ def starting_strokes(
         is_open = drawing.shapes == "stroke"
         points, segments = _random_walks(drawing.strokes, is_open, proportions, generator)
     colours = torch.rand(len(points), 4, generator=generator)
-    widths = torch.full((len(points),), drawing.width[0])
+    widths = torch.full((len(points),), float(drawing.width[0]))
     palette = drawing.palette_colours()
     if palette is not None:
         chosen = torch.randint(len(palette), (len(points),), generator=generator)

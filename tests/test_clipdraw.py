@@ -412,3 +412,9 @@ def test_perspectives_are_the_same_for_a_batch_and_white_stays_white():
 def test_read_only_folder(run, locked):
     result = run("draw", "fox", *FAST, "--out", locked / "fox.svg")
     assert result.returncode == 2 and f"{locked} cannot be written to" in result.stderr
+
+
+def test_widths_may_be_whole_numbers(model):
+    ascent = draw(["a cat"], model, steps=1, size=32, drawing=Drawing(strokes=4, width=(2, 30)))
+    assert ascent.canvas._repr_svg_().startswith("<")
+    assert ascent._repr_png_().startswith(b"\x89PNG")

@@ -134,6 +134,12 @@ def test_the_import_rule_is_the_one_that_is_checked():
     assert {*named, *unnamed} == {name for name in LAYER_OF if name in MODULES}
 
 
+def test_the_api_reference_is_of_modules_that_there_are():
+    source = (ROOT / "docs" / "api.py").read_text("utf-8")
+    names = re.findall(r'^    "([\w.]+)",$', source, re.MULTILINE)
+    assert names and set(names) <= set(MODULES)
+
+
 def test_versions_agree():
     citation = (ROOT / "docs" / "CITATION.cff").read_text("utf-8")
     assert f"version: {clip.__version__}\n" in citation
