@@ -288,7 +288,7 @@ def main() -> None:
         figures = {"memory": memory(options.work, options.memory)}
     elif options.bfloat16:
         figures = {
-            f"{model} in bfloat16": {
+            model: {
                 "load": os.getloadavg()[0],
                 **compare_in_bfloat16(model, sizes.get(model, 8), max(1, options.rounds)),
             }
@@ -299,12 +299,13 @@ def main() -> None:
     else:
         figures = {"threads": 1, "load": os.getloadavg()[0]}
         figures |= {m: compare(m, sizes.get(m, 8), options.rounds) for m in options.models}
-    path = RESULTS / "finetune.json"
+    name = "finetune_bfloat16" if options.bfloat16 else "finetune"
+    path = RESULTS / f"{name}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for key, value in figures.items():
         together = isinstance(value, dict)
         results[key] = {**results.get(key, {}), **value} if together else value
-    keep("finetune", results)
+    keep(name, results)
 
 
 if __name__ == "__main__":

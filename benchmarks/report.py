@@ -441,14 +441,37 @@ def pictures_speed(figures: Figures) -> Cells:
         yield label, f"{seconds:.2f}"
 
 
-@table("python -m benchmarks.speed", "speed")
+@table("python -m benchmarks.speed start same", "speed")
 def speed(figures: Figures) -> Cells:
-    """A picture from a cold start."""
+    """A picture from a cold start, and from the same seed in many processes."""
     yield '`clipag generate "a red apple"`, a whole process', ""
-    for label, value in figures.items():
-        if label != "made":
+    for label, value in figures["start"].items():
+        if label != "load":
             name, _, unit = label.rpartition(", ")
             yield name, f"{value} {unit}"
+    same = figures["same"]
+    yield f"different pictures of one seed in {same['processes']} processes", str(same["pictures"])
+
+
+@table("python -m benchmarks.speed looks", "speed")
+def looks(figures: Figures) -> Cells:
+    """CPU seconds of a look, against the fastest peer's."""
+    name, auto = figures["looks"]["model"], figures["looks"]["precision"]
+    yield (
+        f"{name}, views",
+        "of the peer's time",
+        "peer",
+        "of the limit",
+        "in float32, of the peer's",
+    )
+    for look in figures["looks"]["looks"]:
+        yield (
+            f"{look['views']}, {auto}",
+            f"{look['ratio']:.2f}",
+            look["fastest peer"],
+            percent(look["share of the limit"]),
+            f"{look['ratio in float32']:.2f}",
+        )
 
 
 FINETUNE = {"clip-mini": "`clip-mini`", "ViT-B-32": "ViT-B/32"}
@@ -554,6 +577,24 @@ def finetune_speed(figures: Figures) -> Cells:
             for m in models
         ),
     )
+
+
+@table("python -m benchmarks.finetune --bfloat16", "finetune_bfloat16")
+def finetune_bfloat16(figures: Figures) -> Cells:
+    """How many times as fast adversarial fine-tuning in bfloat16 is as its peers."""
+    names = {
+        "whole, bfloat16": "`model(images, texts)` in bfloat16",
+        "whole, float32": "the same in float32",
+        "texts kept, bfloat16": "texts embedded once, in bfloat16",
+    }
+    models = {key: name for key, name in FINETUNE.items() if key in figures}
+    results = [figures[key] for key in models]
+    yield (
+        "pictures a CPU second in bfloat16, times those of a peer",
+        *(f"{name}, batch {r['batch']}" for name, r in zip(models.values(), results, strict=True)),
+    )
+    for key, label in names.items():
+        yield label, *(f"{result['ours against'][key]:.2f}" for result in results)
 
 
 @table("python -m benchmarks.finetune --memory", "finetune")
