@@ -19,6 +19,8 @@ from .autoregressive import AutoregressivePrior
 from .diffusion import DiffusionPrior
 from .network import KINDS, Prior, Shape, condition_of
 
+# What safetensors, json and torch raise for files that are damaged or something else.
+UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError)
 CANDIDATES = 2  # samples of an embedding, of which the one nearest to the text is taken
 TEXTS_AT_ONCE = 64
 # Of the seed of another try at the same picture.
@@ -68,9 +70,12 @@ def load_prior(path: str | Path, model: ClipagModel) -> Prior:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            prior = build(Shape(**json.loads(metadata["prior"])))
-            prior.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()})  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            # Without memory until the file's tensors fit: it may claim any shape.
+            with torch.device("meta"):
+                prior = build(Shape(**json.loads(metadata["prior"])))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+            prior.load_state_dict(state, assign=True)
+    except UNREADABLE as error:
         raise ClipagError(f"{path} is not a prior: train one by clipag prior.") from error
     if metadata.get("tower") != fingerprint(model):
         raise ClipagError(

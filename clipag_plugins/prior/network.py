@@ -13,7 +13,7 @@ from ..errors import ClipagError
 from ..tokenizer import tokenize
 
 KINDS = ("diffusion", "autoregressive")
-LARGEST = 65_536  # of any number of a shape, which a file may claim
+LARGEST, DEEPEST = 65_536, 256  # of a shape's numbers and of its layers, which a file may claim
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Shape:
         if self.kind not in KINDS:
             raise ClipagError(f"`kind` is {self.kind!r}: choose from {', '.join(KINDS)}.")
         for name, value in vars(self).items():
-            if name != "kind" and not (type(value) is int and 1 <= value <= LARGEST):
-                raise ClipagError(f"`{name}` is {value!r}: choose from 1 to {LARGEST}.")
+            most = DEEPEST if name == "layers" else LARGEST
+            if name != "kind" and not (type(value) is int and 1 <= value <= most):
+                raise ClipagError(f"`{name}` is {value!r}: choose from 1 to {most}.")
         if self.width % self.heads:
             raise ClipagError(f"`width` is {self.width}: choose a multiple of {self.heads} heads.")
         if self.components > self.embed_dim:

@@ -22,6 +22,8 @@ from clipag_plugins.finetune import checkpoint, config, progress, settings, sour
 from clipag_plugins.integrations import pydiffvg, strokes
 from clipag_plugins.integrations.clipstyler import network
 from clipag_plugins.integrations.vqgan import weights as vqgan
+from clipag_plugins.prior import drawing as priors
+from clipag_plugins.prior.network import Shape
 from clipag_plugins.vit import CLIP
 
 from . import hostile
@@ -288,6 +290,22 @@ def _embeddings() -> dict[str, bytes]:
     return files
 
 
+@cache
+def _mini() -> clip.ClipagModel:
+    return mini.build_model(MINI_CFG, "x").eval()
+
+
+def _priors() -> dict[str, bytes]:
+    files = {}
+    for kind in ("diffusion", "autoregressive"):
+        shape = Shape(kind, 4, 8, text_length=2, width=4, layers=1, heads=1, components=2,
+                      buckets=2)  # fmt: skip
+        state = {name: value.half() for name, value in priors.build(shape).state_dict().items()}
+        metadata = {"prior": json.dumps(vars(shape)), "tower": priors.fingerprint(_mini())}
+        files[kind] = save(state, metadata)
+    return files
+
+
 def _style_networks() -> dict[str, bytes]:
     state = network.StyleNetwork(1).state_dict()
     return {"network": save(state, {"prompt": "a fire", "seed": "0", "steps": "200"})}
@@ -441,6 +459,8 @@ TARGETS = {
     "mixture": Target("x.safetensors", _mixtures, _sample_mixture, TENSORS, hostile.tensors, 200),
     "embeddings": Target("x.npy", _embeddings, latents.read_embeddings, (*BINARY, *TEXT),
                          hostile.archives, 200),
+    "prior": Target("x.safetensors", _priors, lambda path: priors.load_prior(path, _mini()),
+                    TENSORS, hostile.tensors, 200),
     "style_network": Target(
         "x.safetensors", _style_networks, network.load, TENSORS, hostile.tensors, 200
     ),
