@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Protocol
 
 import torch
@@ -10,6 +11,9 @@ from tqdm import tqdm
 
 from .arguments import check_steps
 from .canvas import Canvas, Optimizer
+from .notebook import new_display
+from .pictures import to_pil
+from .sheet import strip
 
 Callback = Callable[[int, Tensor, Tensor], bool | None]
 Penalty = Callable[[Tensor], Tensor]
@@ -48,6 +52,12 @@ class Ascent:
     state: dict[str, Tensor] = field(default_factory=dict)
     rows: list[int] | None = None
 
+    def _repr_png_(self) -> bytes:
+        """Return the images side by side, as a PNG, which Jupyter shows."""
+        file = BytesIO()
+        strip([to_pil(image) for image in self.images]).save(file, "PNG")
+        return file.getvalue()
+
 
 def ascend(
     canvas: Canvas,
@@ -57,6 +67,7 @@ def ascend(
     callback: Callback | None = None,
     progress: bool = True,
     penalties: Sequence[Penalty] = (),
+    tries: int = 1,
 ) -> Ascent:
     """Change a canvas step by step so that the guide's loss falls, and keep the best iterate.
 
@@ -68,10 +79,13 @@ def ascend(
         callback: called as `callback(step, images, losses)` before each update and once
             after the last, with images (B, 3, H, W) and losses (B,). A true return value
             ends the ascent.
-        progress: show a progress bar. Its number is the guide's, without penalties.
+        progress: show a progress bar, and in Jupyter the images. The bar's number is the guide's,
+            without penalties.
         penalties: functions from images (B, 3, H, W) to (B,), weights included, that are added to
             the guide's loss: the distance to a content image, total variation, or the `loss` of
             another guide.
+        tries: images that follow one another and of which only the best will be kept. Jupyter shows
+            the best of them.
 
     Returns:
         The best iterate of each image. Ctrl-C ends the loop and keeps the best so far.
@@ -85,6 +99,7 @@ def ascend(
     best = images.detach().clamp(0, 1)
     result = Ascent(best, torch.full((len(best),), torch.inf, device=best.device), canvas)
     result.state = {name: values.detach().clone() for name, values in canvas.state().items()}
+    display = new_display(tries) if progress else None
     bar = tqdm(total=steps, unit="step", disable=not progress)
     try:
         # One evaluation more than there are updates: the last update is judged too.
@@ -94,6 +109,8 @@ def ascend(
             shown, reached = images.detach().clamp(0, 1), losses.detach()
             _keep_better(result, shown, reached)
             name, value = guide.readout(guide_losses)
+            if display is not None:
+                display.show(shown, reached)
             bar.set_postfix({name: f"{value:.3f}"})
             if (callback is not None and callback(step, shown, reached)) or step == steps:
                 break
@@ -108,6 +125,8 @@ def ascend(
         result.interrupted = True
     finally:
         bar.close()
+        if display is not None:
+            display.show(result.images, result.losses, is_last=True)
     return result
 
 

@@ -11,6 +11,7 @@ from .commands import (
     attack,
     bench,
     comfyui,
+    completion,
     draw,
     eval,
     explain,
@@ -35,6 +36,16 @@ clipag COMMAND --help shows a command's options and examples.
 An error is reported in one sentence, with exit code 2. Set CLIPAG_TRACEBACK=1 in the environment to
 see its traceback instead.
 """
+FIRST = """\
+clipag draws what a text says, along the gradient of CLIPAG, a robust CLIP. Type first:
+
+  clipag generate "a red apple"    a-red-apple-0.png, in a few seconds, without a network
+  clipag draw "a red apple"        strokes, as SVG
+  clipag studio                    the same and more on a page in a browser
+  clipag models                    the models, and which are on this machine
+
+  clipag --help                    all commands
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for family in families:
         family.add(commands)
+    completion.add(commands, root)
     return root
 
 
@@ -65,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             # Not every terminal can print ∞.
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(join_sizes(sys.argv[1:] if arguments is None else arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        print(FIRST, end="")
+        return 0
+    options = parser().parse_args(join_sizes(words))
     try:
         code: int = options.run(options)
     except BrokenPipeError:

@@ -354,7 +354,14 @@ def _draw(
         settings.views,
         options,
     )
-    ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
+    ascent = ascend(
+        canvas,
+        guide,
+        settings.steps,
+        callback=callback,
+        progress=options.progress,
+        tries=1 if is_path else settings.tries,
+    )
     losses = ranking_losses(ascent, guide, settings)
     if is_path:
         of_path = losses.view(len(targets), len(seeds), -1).mean(dim=0)

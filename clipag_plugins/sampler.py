@@ -252,7 +252,14 @@ def sample(
             for each, of_model in zip(models, targets, strict=True)
         ]
     )
-    ascent = ascend(canvas, guide, settings.steps, callback=callback, progress=options.progress)
+    ascent = ascend(
+        canvas,
+        guide,
+        settings.steps,
+        callback=callback,
+        progress=options.progress,
+        tries=tries,
+    )
     return best_of_tries(ascent, ranking_losses(ascent, guide, settings))
 
 

@@ -37,6 +37,7 @@ from clipag_plugins.integrations.strokes import (
 )
 from clipag_plugins.integrations.vector import paths
 from clipag_plugins.integrations.vector.renderer import compose_on, render_paths, straight
+from clipag_plugins.integrations.vector.svg import to_svg
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.prior.drawing import picture_targets
 from clipag_plugins.targets import Prompt, text_target
@@ -266,6 +267,13 @@ class StrokeCanvas(Canvas):
             else:
                 groups.append(paths.Group([paths.Path(points, cubics, True)], fill=colour))
         return groups
+
+    def _repr_svg_(self) -> str | None:
+        """Return a single drawing as SVG, which Jupyter shows; None if there are several."""
+        if len(self.points) > 1:
+            return None
+        background = self.drawing.background_colour()
+        return to_svg(self.groups(0), (self.height, self.width), background=background)
 
 
 def draw(

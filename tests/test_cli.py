@@ -1,6 +1,7 @@
 """The command line as a user meets it: pictures, and one sentence for bad input."""
 
 import json
+import shlex
 import struct
 import sys
 import zlib
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import clipag_plugins
-from clipag_plugins import ClipagError, bench, precision
+from clipag_plugins import ClipagError, bench, cli, precision
 from clipag_plugins.files import slug
 from clipag_plugins.trajectory import FRAMES, Film, Trajectory
 
@@ -359,3 +360,18 @@ def test_a_size_is_one_number_or_two_and_leaves_the_prompt_alone(run, tmp_path, 
     with Image.open(tmp_path / "apple.png") as file:
         assert file.size == size
         assert file.text["prompt"] == "a red apple"
+
+
+def test_the_command_alone_says_what_to_type_first(run):
+    result = run()
+    assert result.returncode == 0 and result.stdout.startswith("clipag draws")
+    for line in result.stdout.splitlines():
+        if line.startswith("  clipag ") and "--help" not in line:
+            cli.parser().parse_args(shlex.split(line.partition("   ")[0])[1:])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_complete_commands_and_options(run, shell):
+    pytest.importorskip("shtab")
+    script = run("completion", shell).stdout
+    assert "generate" in script and "--canvas" in script

@@ -19,8 +19,8 @@ FOLDERS = {
 # A package stands for all of its modules but those that are listed themselves.
 LAYERS = (
     "errors defaults arguments",
-    "files untrusted download packed precision pictures trajectory sheet streams registry "
-    "model_config bpe tokenizer quantization",
+    "files untrusted download packed precision pictures trajectory sheet notebook streams "
+    "registry model_config bpe tokenizer quantization",
     "base transformer vit resnet mini lite statistics checkpoint architecture stages smoothing",
     "embedded publish hub",
     "targets latents prior views graphs guide canvas multiscale mixture masks",

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.xdist_group("studio"),
     pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt-get install chromium"),
 ]
-SECONDS = 120  # that a loaded machine may take for what a quiet one does in a few
+SECONDS = 300  # that a loaded machine may take for what a quiet one does in a few
 
 
 @pytest.fixture(scope="module")
