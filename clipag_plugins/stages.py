@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from .base import ImageTower
 from .errors import ClipagError
+from .lite import LiteTower
 from .mini import Block, MiniImageTower
+from .two_scales import TwoScaleImageTower
 from .vit import VisionTransformer
 
 ToMaps = Callable[[Tensor], Tensor]  # turns the output of a stage into maps (B, C, h, w)
@@ -26,7 +28,16 @@ def stages(visual: Any) -> tuple[list[nn.Module], ToMaps]:
     tower: Any = visual
     while isinstance(tower, ImageTower):  # a smoothed tower wraps another wrapper
         tower = tower.tower
+    if isinstance(tower, TwoScaleImageTower):
+        tower = tower.fine
     trunk: Any = getattr(tower, "trunk", None)  # of a timm model in open_clip
+    if isinstance(tower, LiteTower):
+        blocks = list(tower.blocks)
+        starts = [
+            not block.is_residual for block in blocks[1:]
+        ]  # a stage's first block has no skip
+        ends = [block for block, ends in zip(blocks, [*starts, True], strict=True) if ends]
+        return ends, lambda x: x
     if isinstance(tower, MiniImageTower):
         layers = list(tower.layers)
         last_blocks: list[nn.Module] = [

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.embedded.memory import build_memory
-from clipag_plugins.finetune.embedded.recipe import MINI, VQGAN
+from clipag_plugins.finetune.embedded.recipe import FINE, FINE_SCALE, MINI, VQGAN
 from clipag_plugins.quantization import quantize
 
 IMAGE_TOWERS = {"clip-mini": "vanilla", "clipag-mini": "clipag"}
+# The fine towers of the models of two scales, by the names that `robust_tower` gives them, and the
+# models whose towers are the coarse ones.
+FINE_TOWERS = {"clip-lite": ("plain", "clip-mini"), "clipag-lite": ("robust", "clipag-mini")}
 
 
 def export(work: Path, out: Path) -> None:
@@ -40,6 +43,10 @@ def export(work: Path, out: Path) -> None:
         tower = load_file(work / f"{kind}.safetensors")
         image = write_8_bit(tower, out / f"{name}.safetensors")
         config["models"][name] = {"image": image, "logit_scale": scale}
+    config["fine_cfg"] = FINE
+    for name, (kind, coarse) in FINE_TOWERS.items():
+        image = write_8_bit(load_file(work / f"{kind}.safetensors"), out / f"{name}.safetensors")
+        config["models"][name] = {"image": image, "coarse": coarse, "logit_scale": FINE_SCALE}
     config["memory"] = write_8_bit(memory, out / "memory-mini.safetensors")
     config["gmm"] = write_8_bit(load_file(work / "gmm.safetensors"), out / "gmm.safetensors")
     vqgan = {k: v.half() for k, v in load_file(work / "vqgan.safetensors").items()}

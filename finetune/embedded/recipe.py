@@ -16,6 +16,11 @@ MINI: dict[str, Any] = {
     },
 }
 
+# Under `fine_cfg`: the image towers of the models of two scales. Their temperature is that of
+# `clip-mini`, since a mean of two cosines has about the range of one.
+FINE: dict[str, Any] = {"image_size": 128, "fine": "lite0"}
+FINE_SCALE = 3.7
+
 # In taming's own config format.
 VQGAN: dict[str, Any] = {
     "target": "taming.models.vqgan.VQModel",

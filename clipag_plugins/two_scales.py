@@ -1,0 +1,31 @@
+"""The image towers of `clip-lite` and `clipag-lite`: two that look at one picture.
+
+A coarse tower of 48 × 48 pixels knows the shapes and colours that its captions had in training. A
+fine one of 128 × 128 pixels, EfficientNet-Lite0, knows edges, textures and ImageNet's classes. An
+embedding is the two towers' embeddings side by side, each of unit length. So the cosine of an image
+and a text is the mean of both towers' cosines, and one gradient draws both shapes and details.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import resample
+
+
+class TwoScaleImageTower(nn.Module):
+    """A coarse and a fine image tower, (B, 3, S, S) → (B, 2 D).
+
+    Args:
+        coarse, fine: towers of D-dimensional embeddings.
+        coarse_side: what the coarse tower's images are resized to.
+    """
+
+    def __init__(self, coarse: nn.Module, fine: nn.Module, coarse_side: int):
+        super().__init__()
+        self.coarse, self.fine, self.coarse_side = coarse, fine, coarse_side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return image embeddings (B, 2 D), each half of unit length."""
+        halves = (self.coarse(resample(x, self.coarse_side)), self.fine(x))
+        return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
