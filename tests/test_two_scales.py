@@ -89,7 +89,7 @@ def test_the_fine_weights_are_finite():
 def test_every_command_takes_it(run, tmp_path):
     for command in (
         ["generate", "a red apple", "--steps", "2", "--tries", "1", "--size", "64"],
-        ["draw", "a red apple", "--num_iter", "2", "--num_paths", "8"],
+        ["draw", "a red apple", "--steps", "2", "--strokes", "8"],
         ["style", CAT, "fire", "--steps", "1", "--size", "64"],
         ["explain", CAT, "a cat"],
     ):
