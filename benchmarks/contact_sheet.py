@@ -33,7 +33,7 @@ def prompts() -> list[str]:
 def main(out: Path, seed: int) -> None:
     """Draw every prompt with both models and arrange the pairs."""
     texts = prompts()
-    drawn = [generate(texts, model, seed=seed) for model in ("clip-mini", "clipag-mini")]
+    drawn = [generate(texts, model, seed=seed) for model in ("clip-lite", "clipag-lite")]
     pictures = [batch for batch in drawn if isinstance(batch, list)]
     captions = [text + (" *" if i >= SEEN else "") for i, text in enumerate(texts)]
     write_sheet(out, captions, pictures, COLUMNS)

@@ -444,7 +444,7 @@ def pictures_speed(figures: Figures) -> Cells:
 @table("python -m benchmarks.speed start same", "speed")
 def speed(figures: Figures) -> Cells:
     """A picture from a cold start, and from the same seed in many processes."""
-    yield '`clipag generate "a red apple"`, a whole process', ""
+    yield '`clipag generate "a red apple" --model clipag-mini`, a whole process', ""
     for label, value in figures["start"].items():
         if label != "load":
             name, _, unit = label.rpartition(", ")

@@ -36,7 +36,7 @@ MODEL = "ViT-B-32"
 ROUNDS = {1: 7, 8: 3, 32: 3}  # views: rounds
 SIDE = 2048  # of the matrices whose product sets the limit
 PROCESSES = 20
-APPLE = ("-m", "clipag_plugins", "generate", "a red apple")
+APPLE = ("-m", "clipag_plugins", "generate", "a red apple", "--model", "clipag-mini")
 CPU = torch.device("cpu")
 
 

@@ -55,9 +55,9 @@ def _openai(repo: str, tower: str, megabytes: int) -> Source:
 CONVNEXT = "convnext_base_w-laion2B-s13B-b82K-augreg"
 MODELS = {
     "clipag-mini": Source("embedded", "clipag-mini", "mini", 18, "L2", "MIT", CLIPAG),
+    "clip-mini": Source("embedded", "clip-mini", "mini", 18, "none", "MIT", CLIPAG),
     "clipag-lite": Source("embedded", "clipag-lite", "mini", 22, "L2", "MIT, Apache-2.0", CLIPAG),
     "clip-lite": Source("embedded", "clip-lite", "mini", 22, "none", "MIT, Apache-2.0", CLIPAG),
-    "clip-mini": Source("embedded", "clip-mini", "mini", 18, "none", "MIT", CLIPAG),
     "ViT-B/32": Source(
         "zenodo", "10446026/CLIPAG_ViTB32.pt", "ViT-B-32", 605, "L2, eps 1.5",
         "see Zenodo record 10446026", CLIPAG,

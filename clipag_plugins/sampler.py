@@ -18,7 +18,7 @@ from .arguments import RunOptions, check_steps, check_views, seeds_of, width_and
 from .ascent import Ascent, Callback, ascend
 from .base import INPUT_RESOLUTION, ClipagModel, embed_images
 from .canvas import Canvas, PixelCanvas, ThresholdedCanvas
-from .defaults import CANVASES, MODEL, SIDE
+from .defaults import CANVASES, SAMPLER_MODEL, SIDE
 from .errors import ClipagError
 from .guide import Guide, Guides
 from .hub import load_model
@@ -27,6 +27,7 @@ from .multiscale import FourierCanvas, PyramidCanvas
 from .pictures import from_pil, open_picture, read_picture, read_square, save_png, to_pil
 from .prior.drawing import picture_targets
 from .targets import Prompt, Target, goal_of
+from .two_scales import TwoScaleImageTower
 from .views import MakeViews, Views, one_view
 
 __all__ = [
@@ -101,6 +102,8 @@ EMBEDDED_SETTINGS = SamplerSettings(
     lambda start: PixelCanvas(start, step_size=0.01),
     tries=4,
 )
+# Those of two towers: details need more steps than shapes.
+TWO_SCALE_SETTINGS = replace(EMBEDDED_SETTINGS, steps=30)
 
 
 def settings_for(
@@ -119,9 +122,7 @@ def settings_for(
     Raises:
         ClipagError: an argument is out of range, or there are several tries from one picture.
     """
-    # A tower below CLIP's 224 pixels is like the embedded ones, whatever its name.
-    is_small = model.visual.native_size < INPUT_RESOLUTION
-    settings = EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
+    settings = _settings_of(model)
     steps = settings.steps if steps is None else steps
     check_steps(steps)
     check_views(views)
@@ -143,6 +144,15 @@ def settings_for(
     )
 
 
+def _settings_of(model: ClipagModel) -> SamplerSettings:
+    """Return the settings that suit a model."""
+    if isinstance(getattr(model.visual, "tower", None), TwoScaleImageTower):
+        return TWO_SCALE_SETTINGS
+    # A tower below CLIP's 224 pixels is like the embedded ones, whatever its name.
+    is_small = model.visual.native_size < INPUT_RESOLUTION
+    return EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
+
+
 def _has_many_starts(init: Init) -> bool:
     """Say whether `init` is something to draw many starts from, and not one picture."""
     return init in ("gmm", "noise") or str(init).endswith(".safetensors")
@@ -150,7 +160,7 @@ def _has_many_starts(init: Init) -> bool:
 
 def generate(
     prompt: str | Sequence[str],
-    model: ClipagModel | str | Path | Sequence[ClipagModel | str | Path] = MODEL,
+    model: ClipagModel | str | Path | Sequence[ClipagModel | str | Path] = SAMPLER_MODEL,
     *,
     steps: int | None = None,
     seed: int | Sequence[int] = 0,

@@ -109,7 +109,7 @@ def test_the_pack_imports_at_once_and_without_torch():
 def test_a_sample_is_the_picture_of_the_library(loaded, apple):
     (image,) = run_node("ClipagSample", model=loaded, target=apple, seed=3, batch_size=2, **SMALL)
     assert image.shape == (2, 48, 32, 3) and image.dtype == torch.float32
-    expected = clip.generate("a red apple", seed=[3, 4], size=(32, 48), steps=2)
+    expected = clip.generate("a red apple", "clipag-mini", seed=[3, 4], size=(32, 48), steps=2)
     for picture, other in zip(pictures_of(image), expected, strict=True):
         assert picture.tobytes() == other.tobytes()
     # Save Image cuts off what is behind the point.
@@ -122,7 +122,7 @@ def test_a_sample_starts_from_each_picture_of_a_batch(loaded, apple, photo):
     batch = torch.cat([photo, photo.flip(2)])
     (image,) = run_node("ClipagSample", model=loaded, target=apple, steps=2, image=batch)
     expected = [
-        clip.generate("a red apple", init=picture, size=picture.size, steps=2)
+        clip.generate("a red apple", "clipag-mini", init=picture, size=picture.size, steps=2)
         for picture in pictures_of(batch)
     ]
     assert image.shape == (2, 32, 40, 3)

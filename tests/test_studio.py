@@ -147,7 +147,7 @@ def test_a_picture_of_somebody_else_is_refused():
 def test_the_command_for_a_terminal_leaves_out_what_is_default(parsers):
     tool = BY_COMMAND["generate"]
     values = defaults(tool, Prompt="it's", Seed=3, Steps=0)
-    command = shown_command(tool, "clipag-mini", values, parsers["generate"])
+    command = shown_command(tool, "clipag-lite", values, parsers["generate"])
     assert command == """clipag generate 'it'"'"'s' --seed=3 --size=224"""
     values |= {"Prompt": "-x", "Start from a picture": "/tmp/secret/cat.png"}
     command = shown_command(tool, "clip-mini", values, parsers["generate"])
