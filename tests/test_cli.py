@@ -29,7 +29,7 @@ def test_a_picture_with_its_metadata(run_process, tmp_path):
     picture = Image.open(tmp_path / "apple.png")
     assert picture.size == (64, 64)
     assert picture.text["prompt"] == "a red apple"
-    assert picture.text["seed"] == "3" and picture.text["model"] == "clipag-mini"
+    assert picture.text["seed"] == "3" and picture.text["model"] == "clipag-lite"
     assert picture.text["views"] == "1" and picture.text["size"] == "64"
     assert picture.text["precision"] in ("float32", "bfloat16", "float16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple.png"]

@@ -582,7 +582,7 @@ def test_no_flipped_bit_gets_past_a_known_checksum(local_hub):
 def test_models(run, run_process, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # which has no ∞
     listed = run_process("models")
-    assert listed.returncode == 0 and listed.stdout.count("embedded") == 3
+    assert listed.returncode == 0 and listed.stdout.count("embedded") == 5
     assert "10446026" in run("models", "ViT-B/32").stdout
     assert run("models", "nothing").returncode == 2
 

@@ -93,9 +93,10 @@ def test_every_command_takes_it(run, tmp_path):
         ["style", CAT, "fire", "--steps", "1", "--size", "64"],
         ["explain", CAT, "a cat"],
     ):
-        result = run(*command, "--model", "clipag-lite", "--out", tmp_path / f"{command[0]}.png")
+        out = tmp_path / f"{command[0]}{'.svg' if command[0] == 'draw' else '.png'}"
+        result = run(*command, "--model", "clipag-lite", "--out", out)
         assert result.returncode == 0, result.stderr
-        assert (tmp_path / f"{command[0]}.png").stat().st_size > 0
+        assert out.stat().st_size > 0
 
 
 def test_a_few_steps_bring_a_picture_nearer(lite):
