@@ -48,6 +48,14 @@ def held_out():
     return captions, pixels.unfold(1, 48, 48).unfold(2, 48, 48).permute(1, 2, 0, 3, 4).flatten(0, 1)
 
 
+@pytest.fixture(scope="session")
+def judge():
+    """The judge of benchmarks/: its first text takes long, since MiniLM reads all captions."""
+    from benchmarks.judge import Judge
+
+    return Judge.load()
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run the command line in this process, in an empty folder.
