@@ -1,5 +1,7 @@
 """Random pose, background and light for pictures with an alpha channel."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,11 +34,8 @@ def posed(rgba: Tensor, generator: torch.Generator) -> Tensor:
 
     zoom, angle = uniform(*ZOOM), uniform(-TURN, TURN)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
     shift = uniform(-SHIFT, SHIFT, 2)
-    pose = torch.stack([cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]], dim=1)
-    grid = F.affine_grid(pose.view(count, 2, 3), [count, 4, side, side], align_corners=False)
-    rgba = F.grid_sample(rgba, grid, align_corners=False)
+    rgba = placed(rgba, angle, zoom, flip, shift.unbind(dim=1), side)
 
     kind = uniform(0, 3, 1, 1, 1)
     colour = uniform(0, 1, 3, 1, 1).expand(-1, -1, side, side)
@@ -45,3 +44,31 @@ def posed(rgba: Tensor, generator: torch.Generator) -> Tensor:
     images = rgba[:, :3] + (1 - rgba[:, 3:]) * background
     contrast, brightness = uniform(*CONTRAST, 1, 1, 1), uniform(-BRIGHTNESS, BRIGHTNESS, 1, 1, 1)
     return ((images - 0.5) * contrast + 0.5 + brightness).clamp(0, 1)
+
+
+def placed(
+    images: Tensor,
+    angle: Tensor,
+    zoom: Tensor,
+    flip: Tensor,
+    shift: Sequence[Tensor],
+    side: int,
+    padding: str = "zeros",
+) -> Tensor:
+    """Turn, scale, mirror and shift each image (B, C, S, S), and draw it at another side.
+
+    Args:
+        images: (B, C, S, S).
+        angle, zoom, flip: (B,) radians, scale of the view, and 1 or -1 for a mirror image.
+        shift: two of (B,), right and down, in half sides.
+        side: of the result.
+        padding: what lies outside, as for `grid_sample`.
+
+    Returns:
+        (B, C, side, side).
+    """
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    pose = torch.stack([cos * flip, -sin, shift[0], sin * flip, cos, shift[1]], dim=1)
+    size = [len(images), images.shape[1], side, side]
+    grid = F.affine_grid(pose.view(-1, 2, 3), size, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)

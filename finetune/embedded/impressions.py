@@ -20,6 +20,7 @@ from tqdm import tqdm
 from clipag_plugins.base import CLIP_MEAN, CLIP_STD
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
+from clipag_plugins.finetune.augment import placed
 from clipag_plugins.finetune.embedded.pack import TRUNKS, decode, encode, frozen_trunk
 from clipag_plugins.finetune.embedded.repeated import Repeated, assign_gradients
 from clipag_plugins.finetune.embedded.trunk import CLASSES
@@ -156,10 +157,8 @@ def posed(images: Tensor, generator: torch.Generator) -> Tensor:
 
     angle, zoom = uniform(-TURN, TURN), uniform(*ZOOM)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    cos, sin, shift = angle.cos() * zoom, angle.sin() * zoom, uniform(-SHIFT, SHIFT, 2)
-    pose = torch.stack([cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]], dim=1)
-    grid = F.affine_grid(pose.view(count, 2, 3), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    shift = uniform(-SHIFT, SHIFT, 2).unbind(dim=1)
+    return placed(images, angle, zoom, flip, shift, images.shape[-1], "reflection")
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipag_plugins.finetune.augment import placed
 from clipag_plugins.finetune.embedded.pack import Pack
 
 NOISES = 256
@@ -74,12 +75,8 @@ class TrainingPictures:
         count = len(images)
         angle, zoom = self.uniform(-TURN, TURN, count), self.uniform(*zooms, count)
         flip = torch.where(self.uniform(0, 1, count) < 0.5, -1.0, 1.0)
-        cos, sin = angle.cos() * zoom, angle.sin() * zoom
-        x, y = self.uniform(-largest_shift, largest_shift, 2, count)
-        pose = torch.stack([cos * flip, -sin, x, sin * flip, cos, y], dim=1).view(count, 2, 3)
-        size = [count, images.shape[1], self.side, self.side]
-        grid = F.affine_grid(pose, size, align_corners=False)
-        return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+        shift = self.uniform(-largest_shift, largest_shift, 2, count).unbind(dim=0)
+        return placed(images, angle, zoom, flip, shift, self.side, padding)
 
     def _backgrounds(self, count: int) -> Tensor:
         """Return backgrounds (count, 3, side, side) of all kinds."""
