@@ -9,7 +9,7 @@ WORK   ?= build/weights
 WORKERS ?= 2
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo check test test-studio api lint weights evaluator figures clean
+.PHONY: demo check test test-studio api lint weights judge figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/clipag generate "a red apple" --out apple.png
@@ -41,8 +41,8 @@ lint: $(VENV)/installed-test $(VENV)/installed-lint
 weights: $(VENV)/installed-weights
 	$(BIN)/python -m clipag_plugins.finetune.embedded --work $(WORK)
 
-evaluator: $(VENV)/installed-weights
-	$(BIN)/python -m benchmarks.evaluator --work $(WORK)
+judge: $(VENV)/installed-weights
+	$(BIN)/python -m benchmarks.fit_judge --work $(WORK)
 
 # The contact sheet. Under the other figures of README stand their commands.
 figures: $(VENV)/installed

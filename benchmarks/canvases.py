@@ -4,8 +4,8 @@
     python -m benchmarks.canvases --prompts 20       # printed and not kept
     python -m benchmarks.canvases figure             # the first prompts, docs/figures/canvases.png
 
-The judge is the evaluator of `benchmarks/evaluator.py`, which took no part in the guidance. Starts,
-views and seed are the same for all canvases; steps are the sampler's defaults.
+The judge (`benchmarks/judge.py`) took no part in the guidance. Starts, views and seed are the same
+for all canvases; steps are the sampler's defaults.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.base import ClipagModel
 from clipag_plugins.defaults import CANVASES
-from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.sampler import sample, settings_for
 
-from . import FIGURES, evaluator, keep_table
+from . import FIGURES, keep_table
 from .common import digest_of_package, judged, pictures_of, write_figure
+from .groups import prompts_of
+from .judge import Judge
 
 MODELS = ("clip-mini", "clipag-mini")
 
@@ -36,8 +37,8 @@ def drawn(model: ClipagModel, canvas: str, seed: int, prompts: list[str]) -> Asc
 
 def main(options: argparse.Namespace) -> None:
     """Draw with every model on every canvas, judge, and keep the table or write the figure."""
-    judge, digest = evaluator.load(), digest_of_package()
-    every = read_concepts(SPLIT_FOLDER / "seen.txt")
+    judge, digest = Judge.load(), digest_of_package()
+    every = prompts_of("seen")
     prompts = every[: options.prompts]
     rows, folders = [], []
     for name in MODELS:
@@ -54,7 +55,7 @@ def main(options: argparse.Namespace) -> None:
     if options.what == "figure":
         write_figure(FIGURES / "canvases.png", prompts, folders)
     elif options.prompts == len(every) and not options.seed:
-        keep_table("canvases", {"seed": options.seed}, rows)
+        keep_table("canvases", {"judge": judge.name, "seed": options.seed}, rows)
 
 
 if __name__ == "__main__":

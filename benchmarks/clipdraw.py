@@ -4,9 +4,9 @@
     python -m benchmarks.clipdraw --prompts 2                 # the first 2 prompts, not kept
 
 Draws the 100 seen prompts with the vanilla and the CLIPAG tower, without and with the notebook's
-augmentation and otherwise equal settings. The independent evaluator then chooses the prompt of each
-drawing among all 100 (R-Prec; chance is 1 %). An interrupted run resumes. The figure shows the
-first prompts of the list, however their drawings turned out.
+augmentation and otherwise equal settings. The judge (`benchmarks/judge.py`) then chooses the prompt
+of each drawing among all 100 (R-Prec; chance is 1 %). An interrupted run resumes. The figure shows
+the first prompts of the list, however their drawings turned out.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.base import ClipagModel
 from clipag_plugins.defaults import STROKE_STEPS, STROKES
-from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipdraw
 
-from . import FIGURES, evaluator, keep_table
+from . import FIGURES, keep_table
 from .common import digest_of_package, judged, pictures_of, write_figure
+from .groups import prompts_of
+from .judge import Judge
 
 FIGURE = FIGURES / "clipdraw.png"
 # In the order of Table 1.
@@ -49,8 +50,8 @@ def drawn(
 
 def main(options: argparse.Namespace) -> None:
     """Draw, judge, and write table and figure."""
-    judge, digest = evaluator.load(), digest_of_package()
-    candidates = read_concepts(SPLIT_FOLDER / "seen.txt")
+    judge, digest = Judge.load(), digest_of_package()
+    candidates = prompts_of("seen")
     prompts = candidates[: options.prompts]
     rows, folders = [], []
     for name, augment in SETTINGS:
@@ -67,7 +68,7 @@ def main(options: argparse.Namespace) -> None:
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         settings = {key: vars(options)[key] for key in ("seed", "strokes", "steps")}
-        keep_table("clipdraw", settings, rows)
+        keep_table("clipdraw", {"judge": judge.name, **settings}, rows)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@
     python -m benchmarks.clipstyler speed --steps 100    # whole processes at 256² and 512²
 
 The photos come with scikit-image. The styles were chosen before any picture was made, among the
-captions that the evaluator knows. The defaults were tuned on other photos and texts. Pictures are
+corpus' captions. The defaults were tuned on other photos and texts. Pictures are
 kept under --work, and an interrupted run resumes.
 
-The curve has two judges, and neither of them guided. Style: the independent evaluator's similarity
-of 24 crops and the whole picture to the style's caption, minus its mean similarity to the other
-styles, minus the same difference for the photo. A change that is the same for every text, such as
-noise, scores 0 on average over the styles. Content: the structural similarity (SSIM, Wang et al.
-2004) of the luminance to the photo's. It uses no network, and a change of colours costs nothing.
+The curve has two judges, and neither of them guided. Style: the similarity that the judge
+(`benchmarks/judge.py`) finds of 24 crops and the whole picture to the style's caption, minus its
+mean similarity to the other styles, minus the same difference for the photo. A change that is the
+same for every text, such as noise, scores 0 on average over the styles. Content: the structural
+similarity (SSIM, Wang et al. 2004) of the luminance to the photo's. It uses no network, and a
+change of colours costs nothing.
 """
 
 import argparse
@@ -43,8 +44,9 @@ from clipag_plugins.integrations.clipstyler import Losses
 from clipag_plugins.pictures import read_square, save_png, to_pil
 from clipag_plugins.sheet import sheet
 
-from . import FIGURES, evaluator, keep, keep_table
+from . import FIGURES, keep, keep_table
 from .common import digest_of_package
+from .judge import SIDE, Judge
 
 FIGURE = FIGURES / "clipstyler.png"
 # From scikit-image: NASA (public domain), Rachel Michetti (CC0), Stéfan van der Walt (CC0).
@@ -84,18 +86,18 @@ def styled(
     return read_square(path, options.side)
 
 
-class Judge:
+class StyleJudge:
     """The two judges of a styled photo."""
 
     def __init__(self) -> None:
-        self.evaluator = evaluator.load()
+        self.text_judge = Judge.load()
 
     def style(self, image: Tensor, text: str) -> float:
         """Return how much more similar an image (3, H, W) is to a style than to the others."""
         torch.manual_seed(0)  # the same crops for every picture
         crops = views.Views(1, CROPS, 0.4, 1.0, 0.0, 0.0, (1.0, 1.0), 0.0, 0.0, 0.0, 0.0)
-        cropped, _ = crops(image[None], evaluator.SIDE)
-        similarity = self.evaluator.similarity(
+        cropped, _ = crops(image[None], SIDE)
+        similarity = self.text_judge.similarity(
             cropped[0], [text, *(style for style in STYLES if style != text)]
         )
         return (similarity[:, 0] - similarity[:, 1:].mean(dim=1)).mean().item()
@@ -109,11 +111,12 @@ class Judge:
 
 def settings_of(options: argparse.Namespace) -> dict[str, object]:
     """Return the settings that all rows of a table have in common."""
-    return {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
+    common = {key: vars(options)[key] for key in ("side", "steps", "patches", "seed")}
+    return {"judge": Judge.name, **common}
 
 
 def mean_of(
-    judge: Judge,
+    judge: StyleJudge,
     pairs: list[tuple[str, str]],
     model: str,
     canvas: str,
@@ -146,7 +149,7 @@ def figure(options: argparse.Namespace) -> None:
 
 def curve(options: argparse.Namespace) -> None:
     """Measure style against content at several strengths, for each model and canvas."""
-    judge, rows = Judge(), []
+    judge, rows = StyleJudge(), []
     pairs = [(name, text) for name in PHOTOS[: options.photos] for text in STYLES]
     for canvas in CANVASES:
         for model in MODELS:
@@ -160,7 +163,7 @@ def curve(options: argparse.Namespace) -> None:
 
 def terms(options: argparse.Namespace) -> None:
     """Measure the effect of each of the paper's terms: the defaults, and one change at a time."""
-    judge, rows = Judge(), []
+    judge, rows = StyleJudge(), []
     pairs = [(PHOTOS[0], text) for text in STYLES]
     defaults = Losses(patches=options.patches)
     changes = {

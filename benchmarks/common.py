@@ -3,10 +3,10 @@
 import ast
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -17,13 +17,11 @@ from clipag_plugins import integrations
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.embedded import read_config
 from clipag_plugins.evaluation.drawing import draw_missing, picture_path
-from clipag_plugins.evaluation.metrics import similarities_and_ranks
 from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.pictures import from_pil, read_picture
 
-if TYPE_CHECKING:
-    from .evaluator import Evaluator
+from .judge import LEAST, Judge
 
 BATCH = 10
 SHOWN = 8  # prompts in a figure: the first ones, however their pictures turned out
@@ -69,21 +67,30 @@ def pictures_of(
     return torch.stack([from_pil(picture, picture.size) for picture in pictures])
 
 
-def judged(judge: "Evaluator", images: Tensor, candidates: Sequence[str]) -> dict[str, float]:
+def judged(judge: Judge, images: Tensor, candidates: Sequence[str]) -> dict[str, float]:
     """Return R-Prec, top 5 and mean similarity of images (N, 3, H, W).
 
     Args:
-        judge: the evaluator.
+        judge: what names the pictures.
         images: pictures of the first N candidates, in order.
-        candidates: the captions that the judge chooses from.
+        candidates: the prompts that the judge chooses from.
     """
-    similarity, rank = similarities_and_ranks(
-        judge.embed_images(images), judge.embed_texts(candidates), torch.arange(len(images))
-    )
+    similarities = judge.similarity(images, candidates)
+    return {**r_precision(similarities, LEAST), "similarity": similarities.diagonal().mean().item()}
+
+
+def r_precision(scores: Tensor, least: float = -math.inf) -> dict[str, float]:
+    """Return how often picture i of N scores highest for prompt i, and among the first 5.
+
+    Args:
+        scores: (N, P), of N pictures and P prompts.
+        least: a lower score does not count as highest.
+    """
+    own = scores.diagonal()
+    rank = (scores > own[:, None]).sum(dim=1)
     return {
-        "R-Prec": (rank == 0).float().mean().item(),
+        "R-Prec": ((rank == 0) & (own >= least)).float().mean().item(),
         "top 5": (rank < 5).float().mean().item(),
-        "similarity": similarity.mean().item(),
     }
 
 

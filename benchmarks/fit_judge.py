@@ -11,7 +11,7 @@ other pictures.
 
 A judge counts if it names at least 90 % of held-out pictures among 100 captions and at most 4 % of
 the sampler's starts, and agrees with a viewer who named 100 drawings of `clipag-mini` without their
-prompts. `naming.webp` has the drawings. `naming.json` says who the viewer was and what it
+prompts. `naming.webp` has the drawings. `results/naming.json` says who the viewer was and what it
 saw.
 """
 
@@ -35,7 +35,7 @@ from clipag_plugins.finetune.embedded.image_tower import Pictures
 from clipag_plugins.hub import load_model
 from clipag_plugins.pictures import from_pil
 
-from . import keep
+from . import RESULTS, keep, keep_table
 from .groups import prompts_of
 from .judge import BATCH, LEAST, SIDE, Head, Judge, Trunk, sentence_embeddings
 from .quality import starts
@@ -46,7 +46,6 @@ TINY = 0.01  # keeps features that hardly vary from counting much
 SHRINKAGE = 0.05  # of the scatter towards equal variances, as a share of the mean variance
 PICTURES = 2  # that a caption has at least, if it has a prototype
 SHEET = Path(__file__).parent / "naming.webp"
-NAMING = SHEET.with_suffix(".json")
 BLUR = 48  # pixels a side
 HELD_OUT = 8  # one picture in so many
 
@@ -168,15 +167,15 @@ def drawings_of_the_sheet() -> Tensor:
 
 
 def agreement(judge: Judge, prompts: Sequence[str]) -> dict[str, float]:
-    """Compare the judge with the viewer of `naming.json`, and write its names there."""
-    table = json.loads(NAMING.read_text(encoding="utf-8"))
+    """Compare the judge with the viewer of `results/naming.json`, and write its names there."""
+    table = json.loads((RESULTS / "naming.json").read_text(encoding="utf-8"))
     guesses = judge.names(drawings_of_the_sheet(), prompts)
     named_by = []
     for row in table["rows"]:
         row["judge"] = guesses[prompts.index(row["prompt"])]
         named_by.append((row["match"], row["judge"] == row["prompt"]))
-    with write_beside(NAMING) as temporary:
-        temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    settings = {key: value for key, value in table.items() if key not in ("made", "rows")}
+    keep_table("naming", settings, table["rows"])
     by_viewer, by_judge = torch.tensor(named_by).T
     same = (by_viewer == by_judge).float().mean().item()
     viewer, judged = by_viewer.float().mean().item(), by_judge.float().mean().item()
@@ -192,7 +191,7 @@ def agreement(judge: Judge, prompts: Sequence[str]) -> dict[str, float]:
 def validate(judge: Judge, pictures: Pictures, rows: Sequence[corpus.Picture]) -> dict[str, Any]:
     """Return what makes a judge: real pictures, starts, and a viewer's names."""
     prompts = prompts_of("seen")
-    blurs = starts(load_model(), 0, prompts).images
+    blurs = starts(load_model("clipag-mini"), 0, prompts).images
     return {
         "held-out pictures among 100 captions": real_pictures(judge, pictures, rows),
         "ImageNet's classifier among 100 names": classified(judge, pictures, rows),

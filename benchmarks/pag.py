@@ -6,8 +6,8 @@
     python -m benchmarks.pag sheet --work build/weights      # tests/held_out.png
 
 `pictures` uses the first picture of each caption in the corpus' `test` split. `judge` uses the 200
-seen and unseen captions at five blobs each; the judge is the evaluator, which took no part in
-training the models. `sigma` chose the smoothing among four strengths by the score on 100 pictures
+prompts of two groups at five blobs each; the judge (`benchmarks/judge.py`) took no part in training
+the models. `sigma` chose the smoothing among four strengths by the score on 100 pictures
 of the `train` split, before any model was scored on held-out pictures.
 """
 
@@ -25,14 +25,15 @@ from clipag_plugins.evaluation.alignment import AlignmentSettings, pag_table
 from clipag_plugins.evaluation.options import ComputeOptions
 from clipag_plugins.evaluation.report import Report, compared
 from clipag_plugins.finetune.embedded import corpus
-from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.pag import judged_score
 from clipag_plugins.pictures import save_png, to_pil, upright
 from clipag_plugins.smoothing import smooth
 
-from . import ROOT, evaluator, keep_report
+from . import ROOT, keep_report
 from .common import evenly, first_of_each
+from .groups import prompts_of
+from .judge import Judge
 
 MODELS = ("clip-mini", "clipag-mini")
 SIDE, ROUNDS, SAMPLES = 64, 5, 16
@@ -60,11 +61,9 @@ def by_pictures(
 
 
 def by_judge(seed: int) -> Report:
-    """Score both embedded models, and the smoothed vanilla model, by the evaluator."""
-    judge = evaluator.load()
-    texts = [
-        text for kind in ("seen", "unseen") for text in read_concepts(SPLIT_FOLDER / f"{kind}.txt")
-    ]
+    """Score both embedded models, and the smoothed vanilla model, by the judge."""
+    judge = Judge.load()
+    texts = prompts_of("seen") + prompts_of("imagenet")
     vanilla = load_model("clip-mini")
     models = {
         "clip-mini": vanilla,

@@ -22,8 +22,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNLISTED = "unlisted"  # the place of all files of figures without a table of their own
+FORMER_JUDGE = " Judged by the former judge, which flatters: not yet measured anew."
 VANILLA, ROBUST = "clip-mini", "clipag-mini"
 BOTH = (VANILLA, ROBUST)
+
+GROUPS = {
+    "seen": "captions seen in training",
+    "imagenet": "not seen, a class of ImageNet",
+    "neither": "neither seen nor of ImageNet",
+    "sentences": "sentences",
+}
 
 Figures: TypeAlias = dict[str, Any]
 Cells: TypeAlias = Iterator[tuple[str, ...]]
@@ -38,11 +46,14 @@ class Table:
             tables, which is written without its sources.
         files: names in benchmarks/results, without ".json".
         cells: yields the header and the lines, given the figures of each file.
+        is_judged: whether the figures depend on `benchmarks.judge`. Files that name no judge are
+            older than it.
     """
 
     command: str
     files: tuple[str, ...]
     cells: Callable[..., Cells]
+    is_judged: bool = False
 
     def markdown(self, document: Path) -> str:
         """Return the table and its sources, with links that are relative to a document."""
@@ -57,17 +68,20 @@ class Table:
         (name,), (content,) = self.files, figures
         link = f"[{name}.json]({os.path.relpath(path_of(name), document.parent)})"
         commit, machine = content["made"]["commit"], content["made"]["machine"]
-        return f"{text}\n<sub>`{self.command}`; {link}: commit {commit}, {machine}.</sub>\n"
+        note = FORMER_JUDGE if self.is_judged and "judge" not in content else ""
+        return f"{text}\n<sub>`{self.command}`; {link}: commit {commit}, {machine}.{note}</sub>\n"
 
 
 TABLES: dict[str, Table] = {}
 
 
-def table(command: str, *files: str) -> Callable[[Callable[..., Cells]], Callable[..., Cells]]:
+def table(
+    command: str, *files: str, is_judged: bool = False
+) -> Callable[[Callable[..., Cells]], Callable[..., Cells]]:
     """Register a function that yields a table's cells under the function's name."""
 
     def register(cells: Callable[..., Cells]) -> Callable[..., Cells]:
-        TABLES[cells.__name__] = Table(command, files, cells)
+        TABLES[cells.__name__] = Table(command, files, cells, is_judged)
         return cells
 
     return register
@@ -132,9 +146,9 @@ def select(figures: Figures, **keys: object) -> Figures:
     return dict(entry)
 
 
-def r_precision(entry: Figures) -> str:
+def r_precision(entry: Figures, digits: int = 0) -> str:
     """Write how often the right prompt is first, and how often it is among the first 5."""
-    return f"{percent(entry['R-Prec'])} / {percent(entry['top 5'])}"
+    return f"{percent(entry['R-Prec'], digits)} / {percent(entry['top 5'], digits)}"
 
 
 def with_interval(values: Sequence[float], digits: int) -> str:
@@ -149,16 +163,19 @@ def headline(
 ) -> Cells:
     """The README's table: one line for each thing that the models were compared in."""
     yield "", *(f"`{model}`" for model in BOTH)
-    for captions, label in (
-        ("seen", "prompts seen in training"),
-        ("unseen", "concepts without any training picture"),
-    ):
-        shares = [select(quality, prompts=captions, model=m, setting="defaults") for m in BOTH]
-        yield f"pixels, {label}: R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
-    shares = [select(clipdraw, model=model, augmentation="yes") for model in BOTH]
-    yield "strokes (CLIPDraw): R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
-    shares = [select(vqgan, model=model) for model in BOTH]
-    yield "VQGAN+CLIP: R-Prec", *(percent(entry["R-Prec"]) for entry in shares)
+    # Figures of the former judge cannot stand beside those of the present one.
+    if "judge" in quality:
+        for group, label in GROUPS.items():
+            shares = [
+                _share(quality, prompts=group, model=model, setting="augmentation")
+                for model in BOTH
+            ]
+            yield f"pixels, {label}: R-Prec", *shares
+    if "judge" in clipdraw:
+        shares = [_share(clipdraw, model=model, augmentation="yes") for model in BOTH]
+        yield "strokes (CLIPDraw): R-Prec", *shares
+    if "judge" in vqgan:
+        yield "VQGAN+CLIP: R-Prec", *(_share(vqgan, model=model) for model in BOTH)
     game = explain["hirescam of contrast: pointing game"]
     yield (
         "heat map's peak on the object",
@@ -173,6 +190,12 @@ def headline(
     )
 
 
+def _share(figures: Figures, **keys: object) -> str:
+    """Return the R-Prec of an entry, or a dash if it was not measured."""
+    entries = [row for row in figures["rows"] if all(row[k] == v for k, v in keys.items())]
+    return percent(entries[0]["R-Prec"]) if entries else "–"
+
+
 SETTINGS = {
     "start only": "start only",
     "no augmentation": "no augmentation",
@@ -181,43 +204,71 @@ SETTINGS = {
 }
 
 
-@table("python -m benchmarks.evaluator --measure", "evaluator")
-def evaluator(figures: Figures) -> Cells:
-    """The judge's own R-Prec on held-out real pictures."""
-    yield "captions", "real pictures", "R-Prec", "R-Prec, degraded pictures"
-    for captions in ("seen", "unseen"):
-        shares = (percent(figures[f"{captions}, {kind}: R-Prec"]) for kind in ("plain", "worn"))
-        yield captions, str(figures[f"{captions}: pictures"]), *shares
+@table("python -m benchmarks.fit_judge", "judge")
+def judge(figures: Figures) -> Cells:
+    """How often the judge names real pictures that it did not learn from."""
+    kinds = {"plain": "as they are", "blurred": "blurred to 48 px", "worn": "worn"}
+    yield "captions", "pictures", *kinds.values(), "as they are, without prototypes of their own"
+    for captions, entry in figures["held-out pictures among 100 captions"].items():
+        alone = entry["without their prototypes"]
+        yield (
+            captions,
+            str(entry["pictures"]),
+            *(percent(entry[kind]) for kind in kinds),
+            percent(alone),
+        )
+        if "of the test split" in entry:
+            shares = (percent(entry[f"{kind}, test split"]) for kind in kinds)
+            yield f"{captions}, test split alone", str(entry["of the test split"]), *shares, "–"
+    classes = figures["ImageNet's classifier among 100 names"]
+    shown = percent(classes["plain"])
+    yield "ImageNet, by its classifier", str(classes["pictures"]), shown, "–", "–", "–"
+    yield "starts for seen captions", "100", percent(figures["starts"]), "–", "–", "–"
 
 
-@table("python -m benchmarks.quality", "quality")
+@table("python -m benchmarks.fit_judge --measure", "naming")
+def naming(figures: Figures) -> Cells:
+    """A viewer's and the judge's names of the same drawings."""
+    yield "", "the judge names it", "the judge does not"
+    for label, match in (("the viewer names it", True), ("the viewer does not", False)):
+        by_judge = [
+            row["judge"] == row["prompt"] for row in figures["rows"] if row["match"] == match
+        ]
+        yield label, str(sum(by_judge)), str(len(by_judge) - sum(by_judge))
+
+
+def _by_setting(figures: Figures, settings: dict[str, str], digits: int = 0) -> Cells:
+    """Yield a line for each group and model, with a column for each setting."""
+    yield "prompts", "model", *settings.values()
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in figures["rows"]:
+        cells = lines.setdefault((row["prompts"], row["model"].partition(",")[0]), {})
+        cells[row["setting"]] = r_precision(row, digits)
+    for (group, model), cells in lines.items():
+        label = GROUPS.get(group, group)  # the former judge had another group
+        yield label, f"`{model}`", *(cells.get(setting, "–") for setting in settings)
+
+
+ONE_TRY = {setting: setting for setting in ("no augmentation", "augmentation")}
+
+
+@table("python -m benchmarks.quality", "quality", is_judged=True)
 def quality(figures: Figures) -> Cells:
     """Pixel ascent, R-Prec / top 5."""
-    yield "captions", "model", *SETTINGS.values()
-    for captions in ("seen", "unseen"):
-        for model in BOTH:
-            entries = (
-                select(figures, prompts=captions, model=model, setting=setting)
-                for setting in SETTINGS
-            )
-            yield captions, f"`{model}`", *map(r_precision, entries)
+    return _by_setting(figures, SETTINGS)
 
 
-def _one_try(figures: Figures, suffix: str, digits: int) -> Cells:
-    yield "captions", "model", "no augmentation", "augmentation"
-    for captions in ("seen", "unseen"):
-        for model in BOTH:
-            entries = (
-                select(figures, prompts=captions, model=model + suffix, setting=setting)
-                for setting in ("no augmentation", "augmentation")
-            )
-            shares = (
-                f"{percent(e['R-Prec'], digits)} / {percent(e['top 5'], digits)}" for e in entries
-            )
-            yield captions, f"`{model}`", *shares
+@table("python -m benchmarks.quality", "quality", is_judged=True)
+def quality_classifier(figures: Figures) -> Cells:
+    """Pixel ascent of ImageNet's classes, by ImageNet's own classifier, R-Prec / top 5."""
+    yield "prompts", "model", "setting", "by ImageNet's classifier"
+    for row in figures["rows"]:
+        if row["prompts"] == "imagenet":
+            entry = {key: row[f"classifier: {key}"] for key in ("R-Prec", "top 5")}
+            yield GROUPS["imagenet"], f"`{row['model']}`", row["setting"], r_precision(entry)
 
 
-@table("python -m benchmarks.canvases", "canvases")
+@table("python -m benchmarks.canvases", "canvases", is_judged=True)
 def canvases(figures: Figures) -> Cells:
     """What `generate --canvas` draws on."""
     names = [row["canvas"] for row in figures["rows"] if row["model"] == VANILLA]
@@ -227,19 +278,19 @@ def canvases(figures: Figures) -> Cells:
         yield f"`{model}`", *(r_precision(entry) for entry in entries)
 
 
-@table("python -m benchmarks.quality --seeds 5", "quality_seeds")
+@table("python -m benchmarks.quality --seeds 5", "quality_seeds", is_judged=True)
 def quality_seeds(figures: Figures) -> Cells:
     """One try, the mean over five seeds, R-Prec / top 5."""
-    return _one_try(figures, "", 1)
+    return _by_setting(figures, ONE_TRY, 1)
 
 
-@table("python -m benchmarks.quality --no-memory", "quality_no_memory")
+@table("python -m benchmarks.quality --no-memory", "quality_no_memory", is_judged=True)
 def quality_no_memory(figures: Figures) -> Cells:
     """One try without the text tower's memory, R-Prec / top 5."""
-    return _one_try(figures, ", no memory", 0)
+    return _by_setting(figures, ONE_TRY)
 
 
-@table("python -m benchmarks.clipdraw --strokes 64 --steps 60", "clipdraw")
+@table("python -m benchmarks.clipdraw --strokes 64 --steps 60", "clipdraw", is_judged=True)
 def clipdraw(figures: Figures) -> Cells:
     """CLIPDraw, R-Prec / top 5."""
     yield "model", "no augmentation", "the notebook's augmentation"
@@ -248,7 +299,7 @@ def clipdraw(figures: Figures) -> Cells:
         yield f"`{model}`", *map(r_precision, entries)
 
 
-@table("python -m benchmarks.vqgan --prompts 100 --steps 50 --side 96", "vqgan")
+@table("python -m benchmarks.vqgan --prompts 100 --steps 50 --side 96", "vqgan", is_judged=True)
 def vqgan(figures: Figures) -> Cells:
     """VQGAN+CLIP."""
     yield "model", "R-Prec / top 5", "similarity"
@@ -264,6 +315,7 @@ def _style_at_content(entry: Figures) -> str:
 @table(
     "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 10",
     "clipstyler",
+    is_judged=True,
 )
 def clipstyler(figures: Figures) -> Cells:
     """CLIPStyler: gain in style at SSIM, over the strength."""
@@ -281,6 +333,7 @@ def clipstyler(figures: Figures) -> Cells:
 @table(
     "python -m benchmarks.clipstyler terms --side 128 --steps 40 --patches 10",
     "clipstyler_terms",
+    is_judged=True,
 )
 def clipstyler_terms(figures: Figures) -> Cells:
     """CLIPStyler: gain in style at SSIM, without or with each of the paper's terms."""
@@ -319,9 +372,9 @@ def pag(figures: Figures) -> Cells:
     return _columns(figures, 2)
 
 
-@table("python -m benchmarks.pag judge", "pag_judge")
+@table("python -m benchmarks.pag judge", "pag_judge", is_judged=True)
 def pag_judge(figures: Figures) -> Cells:
-    """PAG score by the evaluator, in hundredths of cosine."""
+    """PAG score by the judge, in hundredths of cosine."""
     return _columns(figures, 2)
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.vqgan --prompts 100     # R-Prec of clip-mini and clipag-mini: hours
 
 The parts of a step are timed separately, each with its backward pass, in the same run as the whole
-step. The evaluator judges as in `benchmarks.quality`: both models draw the seen captions with equal
+step. The judge is that of `benchmarks.quality`: both models draw the seen captions with equal
 settings, and all 100 captions are the candidates.
 """
 
@@ -23,15 +23,16 @@ from clipag_plugins.arguments import RunOptions
 from clipag_plugins.ascent import Ascent
 from clipag_plugins.base import ClipagModel, normalize
 from clipag_plugins.defaults import VQGAN_STEPS
-from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import vqgan
 from clipag_plugins.integrations.vqgan.canvas import EMBEDDED_SETTINGS
 from clipag_plugins.integrations.vqgan.cutouts import Cutouts
 from clipag_plugins.integrations.vqgan.weights import load_vqgan
 
-from . import FIGURES, evaluator, keep, keep_table
+from . import FIGURES, keep, keep_table
 from .common import digest_of_package, judged, pictures_of, write_figure
+from .groups import prompts_of
+from .judge import Judge
 
 FIGURE = FIGURES / "vqgan.png"
 REPEATS = 10
@@ -103,8 +104,8 @@ def drawn(
 
 def compare(options: argparse.Namespace) -> None:
     """Draw with both models, judge, and write table and figure."""
-    judge, digest = evaluator.load(), digest_of_package()
-    candidates = read_concepts(SPLIT_FOLDER / "seen.txt")
+    judge, digest = Judge.load(), digest_of_package()
+    candidates = prompts_of("seen")
     prompts = candidates[: options.prompts]
     rows, folders = [], []
     for name in ("clip-mini", "clipag-mini"):
@@ -119,7 +120,7 @@ def compare(options: argparse.Namespace) -> None:
     write_figure(FIGURE if is_whole else options.work / FIGURE.name, prompts, folders)
     if is_whole:
         run = {key: vars(options)[key] for key in ("seed", "steps", "side", "views")}
-        keep_table("vqgan", run, rows)
+        keep_table("vqgan", {"judge": judge.name, **run}, rows)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ class FourierCanvas(Canvas):
         start: (B, 3, H, W) in [0, 1].
         rate: learning rate of Adam.
         decay: exponent of the wavelength: 1 is that of natural images, and more brings out large
-            shapes. Rate and decay were chosen by the independent evaluator on 24 captions that no
-            reported figure uses.
+            shapes. Rate and decay were chosen by the former judge of benchmarks/ on 24 captions
+            that no reported figure uses.
     """
 
     def __init__(self, start: Tensor, rate: float = 0.2, decay: float = 1.5):

@@ -85,7 +85,7 @@ class SamplerSettings:
 
 # The settings of the authors' notebook, for their ViT-B/32 and any other full-size tower.
 NOTEBOOK_SETTINGS = SamplerSettings(100, Views(), ThresholdedCanvas)
-# Chosen by the independent evaluator on 100 captions that no reported figure uses.
+# Chosen by the former judge of benchmarks/ on 100 captions that no reported figure uses.
 EMBEDDED_SETTINGS = SamplerSettings(
     16,
     Views(

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from benchmarks import evaluator
 from clipag_plugins import attack, base, mixture
 from clipag_plugins.cli import main
 from clipag_plugins.defaults import ATTACKS
@@ -27,8 +26,7 @@ from clipag_plugins.evaluation.judges import (
 )
 from clipag_plugins.evaluation.metrics import fid, inception_score, judged, preference
 from clipag_plugins.evaluation.report import Report, mean
-from clipag_plugins.finetune.embedded.corpus import SPLIT_FOLDER, read_concepts
-from clipag_plugins.pag import blobs, judged_alignment, picture_alignment, picture_score
+from clipag_plugins.pag import blobs, picture_alignment, picture_score
 from clipag_plugins.pictures import read_square, save_png, to_pil
 
 PROMPTS = ["a red apple", "a castle", "a dog", "a fox", "a snail", "a rocket"]
@@ -424,17 +422,3 @@ def test_alignment_with_pictures_by_hand(model, held_out):
         ]
         others = (sum(cosines) - cosines[i]) / 3
         assert scores[i].item() == pytest.approx(100 * (cosines[i] - others).item(), abs=0.01)
-
-
-@pytest.mark.slow
-def test_a_judge_sees_more_of_the_text_along_a_robust_models_gradient(model, vanilla):
-    """The judge is of another architecture, and had no part in training either model."""
-    judge = evaluator.load()
-    texts = read_concepts(SPLIT_FOLDER / "seen.txt")[:60]
-    start = mixture.load().sample(1, torch.Generator().manual_seed(0))[:60]
-    images = 0.2 + 0.6 * mixture.enlarge(start, 64)
-    robust, plain = (
-        judged_alignment(m, judge, images, texts, generator=torch.Generator().manual_seed(0))
-        for m in (model, vanilla)
-    )
-    assert robust.shape == (60,) and robust.mean() > max(0, plain.mean())

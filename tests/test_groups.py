@@ -1,14 +1,11 @@
 """The prompts of benchmarks/ are what their groups promise."""
 
-import json
 import re
 
 import pytest
-from safetensors import safe_open
 
-from benchmarks.evaluator import WEIGHTS
 from benchmarks.groups import classes_of, prompts_of
-from clipag_plugins.finetune.embedded.corpus import unseen_pattern
+from benchmarks.judge import Head
 
 SIZES = {"seen": 100, "imagenet": 100, "neither": 100, "sentences": 50, "choosing": 100}
 
@@ -16,10 +13,7 @@ SIZES = {"seen": 100, "imagenet": 100, "neither": 100, "sentences": 50, "choosin
 @pytest.fixture(scope="module")
 def captions():
     """The captions of all pictures that a guide may see in training."""
-    with safe_open(WEIGHTS, "pt") as file:
-        captions = json.loads(file.metadata()["captions"])
-    unseen = unseen_pattern()
-    return [caption for caption in captions if not unseen.search(caption)]
+    return Head.load().known
 
 
 @pytest.mark.parametrize("group", SIZES)

