@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import clipag_plugins as clip
 from clipag_plugins.ascent import ascend
-from clipag_plugins.files import write_beside
 from clipag_plugins.finetune import config, train
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.sampler import EMBEDDED_SETTINGS, starting_images
 
 from . import FIGURES, keep
+from .common import save_figure
 
 PROMPTS = ("a red apple", "a castle", "a sailboat", "an owl", "a green tree", "a house")
 SIDE, LABEL = 112, 190
@@ -80,8 +80,7 @@ def write_figure(path: Path, drawn: list[tuple[str, list[Image.Image]]]) -> None
         for column, picture in enumerate(pictures):
             small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (LABEL + column * SIDE, 20 + number * SIDE))
-    with write_beside(path) as temporary:
-        sheet.save(temporary, optimize=True)
+    save_figure(path, sheet)
 
 
 def main(work: Path, out: Path, figure: Path, steps: int) -> None:
@@ -111,7 +110,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path, default=Path("build/ablation"))
-    parser.add_argument("--figure", type=Path, default=FIGURES / "ablation.png")
+    parser.add_argument("--figure", type=Path, default=FIGURES / "ablation.webp")
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     torch.set_num_threads(1)

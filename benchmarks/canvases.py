@@ -2,7 +2,7 @@
 
     python -m benchmarks.canvases                    # both models, 100 seen captions, one try
     python -m benchmarks.canvases --prompts 20       # printed and not kept
-    python -m benchmarks.canvases figure             # the first prompts, docs/figures/canvases.png
+    python -m benchmarks.canvases figure             # the first prompts, docs/figures/canvases.webp
 
 The judge (`benchmarks/judge.py`) took no part in the guidance. Starts, views and seed are the same
 for all canvases; steps are the sampler's defaults.
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> None:
             rows.append(row)
             folders.append(folder)
     if options.what == "figure":
-        write_figure(FIGURES / "canvases.png", prompts, folders)
+        write_figure(FIGURES / "canvases.webp", prompts, folders)
     elif options.prompts == len(every) and not options.seed:
         keep_table("canvases", {"judge": judge.name, "seed": options.seed}, rows)
 

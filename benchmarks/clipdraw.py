@@ -28,7 +28,7 @@ from .common import digest_of_package, judged, pictures_of, write_figure
 from .groups import prompts_of
 from .judge import Judge
 
-FIGURE = FIGURES / "clipdraw.png"
+FIGURE = FIGURES / "clipdraw.webp"
 # In the order of Table 1.
 SETTINGS = [(name, augment) for augment in (False, True) for name in ("clip-mini", "clipag-mini")]
 

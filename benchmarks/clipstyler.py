@@ -1,6 +1,6 @@
 """CLIPStyler: which model and canvas styles better, and what each term buys.
 
-    python -m benchmarks.clipstyler figure     # docs/figures/clipstyler.png
+    python -m benchmarks.clipstyler figure     # docs/figures/clipstyler.webp
     python -m benchmarks.clipstyler curve      # style against content, at several strengths
     python -m benchmarks.clipstyler terms      # with and without each of the paper's terms
     python -m benchmarks.clipstyler speed --steps 100    # whole processes at 256² and 512²
@@ -37,7 +37,6 @@ from tqdm import tqdm
 
 from clipag_plugins import views
 from clipag_plugins.arguments import RunOptions
-from clipag_plugins.files import write_beside
 from clipag_plugins.hub import load_model
 from clipag_plugins.integrations import clipstyler
 from clipag_plugins.integrations.clipstyler import Losses
@@ -45,10 +44,10 @@ from clipag_plugins.pictures import read_square, save_png, to_pil
 from clipag_plugins.sheet import sheet
 
 from . import FIGURES, keep, keep_table
-from .common import digest_of_package
+from .common import digest_of_package, save_figure
 from .judge import SIDE, Judge
 
-FIGURE = FIGURES / "clipstyler.png"
+FIGURE = FIGURES / "clipstyler.webp"
 # From scikit-image: NASA (public domain), Rachel Michetti (CC0), Stéfan van der Walt (CC0).
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
@@ -142,8 +141,7 @@ def figure(options: argparse.Namespace) -> None:
         ]
         rows[f"{name}, {canvas}"] = [to_pil(image).resize((CELL, CELL)) for image in images]
     titles = ["photo"] + [f"{text}: {MODELS[model]}" for text, model in columns]
-    with write_beside(FIGURE) as temporary:
-        sheet(list(rows.values()), titles, list(rows)).save(temporary, optimize=True)
+    save_figure(FIGURE, sheet(list(rows.values()), titles, list(rows)))
     print(FIGURE)
 
 

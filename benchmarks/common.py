@@ -126,8 +126,13 @@ def write_sheet(
             small = of_one_kind[i].resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (left + j * SIDE, top + CAPTION))
     path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(path, sheet)
+
+
+def save_figure(path: Path, figure: Image.Image) -> None:
+    """Save a figure in the format of the path's suffix. The repository's are WebP, to be small."""
     with write_beside(path) as temporary:
-        sheet.save(temporary, optimize=True)
+        figure.save(temporary, quality=90, method=6)
 
 
 def first_of_each(pictures: Sequence[corpus.Picture], split: str) -> list[corpus.Picture]:

@@ -42,7 +42,7 @@ def main(out: Path, seed: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=FIGURES / "contact_sheet.png")
+    parser.add_argument("--out", type=Path, default=FIGURES / "contact_sheet.webp")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     main(options.out, options.seed)

@@ -34,7 +34,7 @@ from .common import digest_of_package, judged, pictures_of, write_figure
 from .groups import prompts_of
 from .judge import Judge
 
-FIGURE = FIGURES / "vqgan.png"
+FIGURE = FIGURES / "vqgan.webp"
 REPEATS = 10
 
 
