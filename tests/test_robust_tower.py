@@ -201,3 +201,9 @@ def test_the_command_trains_a_tower_in_its_minutes(pack, tmp_path):
     subprocess.run([*command, "--start", out / "robust.safetensors"], check=True, timeout=300)
     assert (out / "impressions0.npz").stat().st_mtime_ns == drawn  # a second run goes on from it
     assert len((out / "log.jsonl").read_text().splitlines()) == 2 * len(entries)
+    # A run goes on from what a killed one left, and repeats neither the head nor nine tenths.
+    made = (out / "plain.safetensors").stat().st_mtime_ns
+    save_file(robust, out / "unfinished.safetensors", {"logit_scale": "3", "done": "0.9"})
+    subprocess.run(command, check=True, timeout=300)
+    assert (out / "plain.safetensors").stat().st_mtime_ns == made
+    assert not (out / "unfinished.safetensors").exists()

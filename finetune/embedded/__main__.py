@@ -11,23 +11,45 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Module, its arguments, and its result in the work folder.
-STAGES: tuple[tuple[str, list[str], str], ...] = (
-    ("corpus", [], "captions.json"),
-    ("text_tower", [], "text.safetensors"),
-    ("image_tower", ["vanilla"], "vanilla.safetensors"),
-    ("image_tower", ["clipag"], "clipag.safetensors"),
-    ("starts", [], "gmm.safetensors"),
-    ("vqgan", [], "vqgan.safetensors"),
+import torch
+
+from clipag_plugins.finetune.embedded.pack import TRUNKS
+
+MINUTES_ON_GPU, MINUTES_ON_CPU = 8.0, 480.0
+LARGE = "160"  # side in pixels of the pictures that the fine tower is trained on
+
+# Module, its arguments, and its result. {work} is the work folder.
+WORK = ("--work", "{work}")
+STAGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("corpus", WORK, "captions.json"),
+    ("text_tower", WORK, "text.safetensors"),
+    ("image_tower", ("vanilla", *WORK), "vanilla.safetensors"),
+    ("image_tower", ("clipag", *WORK), "clipag.safetensors"),
+    ("corpus", (*WORK, "--out", "{work}/large", "--size", LARGE), "large/captions.json"),
+    (
+        "pack",
+        (*WORK, "--pictures", "{work}/large", "--out", "{work}/pack"),
+        f"pack/{TRUNKS[-1]}.safetensors",
+    ),
+    ("robust_tower", ("--pack", "{work}/pack", "--out", "{work}"), "robust.safetensors"),
+    ("starts", WORK, "gmm.safetensors"),
+    ("vqgan", WORK, "vqgan.safetensors"),
 )
 
 
-def main(work: Path, out: Path) -> None:
-    """Run every stage whose result is missing, then export."""
+def main(work: Path, out: Path, minutes: float) -> None:
+    """Run every stage whose result is missing, then export.
+
+    Args:
+        work: folder of the stages' results.
+        out: folder of the embedded weights.
+        minutes: of adversarial training of the fine tower.
+    """
     work.mkdir(parents=True, exist_ok=True)
     for module, arguments, result in STAGES:
         if not (work / result).exists():
-            _run(module, *arguments, "--work", str(work))
+            more = ("--minutes", str(minutes)) if module == "robust_tower" else ()
+            _run(module, *(argument.format(work=work) for argument in arguments), *more)
     _run("export", "--work", str(work), "--out", str(out))
 
 
@@ -42,5 +64,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--out", type=Path, default=Path("clipag_plugins/weights"))
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES_ON_GPU if on_gpu else MINUTES_ON_CPU,
+        help="of adversarial training of clipag-lite's fine tower",
+    )
     options = parser.parse_args()
-    main(options.work, options.out)
+    main(options.work, options.out, options.minutes)

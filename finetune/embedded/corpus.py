@@ -297,8 +297,11 @@ def unseen_pattern() -> re.Pattern[str]:
     return re.compile(rf"\b({ends})(s|es)?\b")
 
 
-def build(work: Path, size: int = SIZE) -> None:
-    """Write pictures.npy, (N, size, size, 4), and captions.json to `work`."""
+def build(work: Path, out: Path, size: int = SIZE) -> None:
+    """Write pictures.npy, (N, size, size, 4), and captions.json to `out`.
+
+    The packages that hold the pictures are fetched into `work`.
+    """
     packages = work / "packages"
     fetch_packages(packages)
     unseen = unseen_pattern()
@@ -316,9 +319,9 @@ def build(work: Path, size: int = SIZE) -> None:
             split = split_of(caption, name_of_source, name, unseen)
             pictures.append(Picture(len(pictures), caption, name_of_source, name, group, split))
             pixels.append(array)
-    with write_beside(work / "pictures.npy") as temporary, temporary.open("wb") as file:
+    with write_beside(out / "pictures.npy") as temporary, temporary.open("wb") as file:
         np.save(file, np.stack(pixels))
-    with write_beside(work / "captions.json") as temporary:
+    with write_beside(out / "captions.json") as temporary:
         temporary.write_text(json.dumps([asdict(picture) for picture in pictures], indent=0))
     counts = {s: sum(p.split == s for p in pictures) for s in ("train", "test", "unseen")}
     print(f"{len(pictures)} pictures, {len({p.caption for p in pictures})} captions: {counts}")
@@ -340,7 +343,8 @@ def _member(archive: tarfile.TarFile, name: str) -> io.BufferedReader:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
-    parser.add_argument("--size", type=int, default=SIZE)
+    parser.add_argument("--out", type=Path, help="default: the folder of --work")
+    parser.add_argument("--size", type=int, default=SIZE, help="of the pictures, in pixels")
     options = parser.parse_args()
     with exit_on_user_error():
-        build(options.work, options.size)
+        build(options.work, options.out or options.work, options.size)

@@ -107,10 +107,10 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def pack(work: Path, out: Path) -> None:
-    """Write the files of a corpus in `work` to `out`."""
+def pack(work: Path, pictures_folder: Path, out: Path) -> None:
+    """Write pictures and captions of a corpus, the texts of `work`'s text tower, and the trunks."""
     out.mkdir(parents=True, exist_ok=True)
-    pixels, pictures = load(work)
+    pixels, pictures = load(pictures_folder)
     with write_beside(out / "corpus.npz") as temporary, temporary.open("wb") as file:
         data, lengths = encode(pixels)
         np.savez(file, data=data, lengths=lengths)
@@ -211,7 +211,12 @@ def frozen_trunk(folder: Path, variant: str, device: torch.device) -> tuple[Lite
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        help="folder of the corpus, larger than that of --work, its default",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/pack"))
     arguments = parser.parse_args()
     with exit_on_user_error():
-        pack(arguments.work, arguments.out)
+        pack(arguments.work, arguments.pictures or arguments.work, arguments.out)

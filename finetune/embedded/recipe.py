@@ -1,6 +1,9 @@
-"""The shapes of the embedded models. How the image towers are trained is in configs/clip-mini.toml
-and configs/clipag-mini.toml."""
+"""The shapes of the embedded models, and how the fine tower is trained.
 
+How the coarse towers are trained is in configs/clip-mini.toml and configs/clipag-mini.toml.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 # Under `model_cfg` in weights/config.json.
@@ -41,3 +44,46 @@ VQGAN: dict[str, Any] = {
         },
     },
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How `robust_tower` trains.
+
+    Attributes:
+        minutes: of adversarial training.
+        side: of the pictures.
+        eps: L2 radius of the attack, for images of that side in [0, 1].
+        steps: of the attack, which has a random start.
+        batch: pictures.
+        corpus, drawn: share of the batch from the corpus, and of impressions; the rest is
+            unlabelled.
+        lr: AdamW's largest rate. It falls by a cosine. The head's is twice as large.
+        class_loss: weight of each of the two losses towards the original's class probabilities.
+        feature_loss: weight of the distance to the original's features.
+        scale: largest scale of the logits. At 54 the attack destroyed everything within 50
+            updates.
+        ramp: part of the time in which eps rises to its value.
+        average: decay of the weights' average.
+        head_steps, head_pictures: of training the head alone, before.
+        seed: of everything random.
+        start: a tower of an earlier run to go on from, instead of the pretrained one; "" for none.
+    """
+
+    minutes: float = 8.0
+    side: int = 128
+    eps: float = 2.0
+    steps: int = 2
+    batch: int = 256
+    corpus: float = 0.5
+    drawn: float = 0.3
+    lr: float = 1e-3
+    class_loss: float = 0.5
+    feature_loss: float = 1.0
+    scale: float = 24.5
+    ramp: float = 0.3
+    average: float = 0.998
+    head_steps: int = 2000
+    head_pictures: int = 30_000
+    seed: int = 0
+    start: str = ""

@@ -9,7 +9,8 @@ it learns the caption, the class probabilities that the original network sees in
 and the original's features (FARE: Schlarmann et al., ICML 2024).
 
 The folder that `pack` wrote holds all that is needed. The result is at most 16 MB: `plain` and
-`robust.safetensors`, the impressions and log.jsonl, each line a minute.
+`robust.safetensors`, the impressions and log.jsonl, each line a minute. The same command goes on
+after a kill from `unfinished.safetensors`, the average of a minute before.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +45,7 @@ from clipag_plugins.finetune.embedded.pack import (
     Texts,
     frozen_trunk,
 )
+from clipag_plugins.finetune.embedded.recipe import Recipe
 from clipag_plugins.finetune.embedded.repeated import Repeated, assign_gradients
 from clipag_plugins.finetune.embedded.training_pictures import TrainingPictures
 from clipag_plugins.lite import LiteTower
@@ -54,49 +57,7 @@ STEP = 1.5  # of the attack, as a multiple of eps / steps
 WARM_UP = 100  # updates in which the rate rises
 SMOOTHING = 0.02  # of the loss in the log
 CHUNK = 512  # pictures at once, outside the training
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the tower is trained.
-
-    Attributes:
-        minutes: of adversarial training.
-        side: of the pictures.
-        eps: L2 radius of the attack, for images of that side in [0, 1].
-        steps: of the attack, which has a random start.
-        batch: pictures.
-        corpus, drawn: share of the batch from the corpus, and of impressions; the rest is
-            unlabelled.
-        lr: AdamW's largest rate. It falls by a cosine. The head's is twice as large.
-        class_loss: weight of each of the two losses towards the original's class probabilities.
-        feature_loss: weight of the distance to the original's features.
-        scale: largest scale of the logits. At 54 the attack destroyed everything within 50
-            updates.
-        ramp: part of the time in which eps rises to its value.
-        average: decay of the weights' average.
-        head_steps, head_pictures: of training the head alone, before.
-        seed: of everything random.
-        start: a tower of an earlier run to go on from, instead of the pretrained one; "" for none.
-    """
-
-    minutes: float = 8.0
-    side: int = 128
-    eps: float = 2.0
-    steps: int = 2
-    batch: int = 256
-    corpus: float = 0.5
-    drawn: float = 0.3
-    lr: float = 1e-3
-    class_loss: float = 0.5
-    feature_loss: float = 1.0
-    scale: float = 24.5
-    ramp: float = 0.3
-    average: float = 0.998
-    head_steps: int = 2000
-    head_pictures: int = 30_000
-    seed: int = 0
-    start: str = ""
+UNFINISHED = "unfinished.safetensors"
 
 
 @dataclass(frozen=True)
@@ -147,6 +108,7 @@ class Trainer:
         self.texts = Texts(self.pack)
         self.pictures = TrainingPictures(self.pack, drawings, recipe.side, self.generator)
         self.drawing_classes = drawing_classes
+        self.done = 0.0
 
     def batch(self, size: int) -> Batch:
         """Return a random batch, with what the original network sees in it."""
@@ -238,7 +200,7 @@ class Trainer:
         self.log_scale.data.clamp_(max=math.log(self.recipe.scale))
 
     def train(self, out: Path) -> None:
-        """Train the tower for the recipe's minutes; log and save its average every minute."""
+        """Train the tower for what is left of the minutes; log and save its average each minute."""
         recipe = self.recipe
         head = [*self.tower.head.parameters(), self.log_scale]
         body = [p for name, p in self.tower.named_parameters() if not name.startswith("head.")]
@@ -265,9 +227,9 @@ class Trainer:
         repeat, average = Repeated(update, self.generator), Averaged(self.tower, recipe.average)
         averaged = cast(LiteTower, average.tower)
         start = reported = time.monotonic()
-        bar = tqdm(total=round(60 * recipe.minutes), unit="s", desc="robust tower")
-        step = 0
-        while (done := (time.monotonic() - start) / 60 / recipe.minutes) < 1:
+        seconds, begun, step = 60 * recipe.minutes, self.done, 0
+        bar = tqdm(total=round(seconds * (1 - begun)), unit="s", desc="robust tower")
+        while (done := begun + (time.monotonic() - start) / seconds) < 1:
             cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
             rate = recipe.lr * cosine * min(1, (step + 1) / WARM_UP)
             rates[0].fill_(rate)
@@ -284,13 +246,14 @@ class Trainer:
                 self.report(averaged, out, {"step": step, "loss": loss.item(), "done": done})
         bar.close()
         self.report(averaged, out, {"step": step, "loss": loss.item(), "done": 1.0})
+        (out / UNFINISHED).replace(out / "robust.safetensors")
 
     def report(self, tower: LiteTower, out: Path, entry: dict[str, float]) -> None:
         """Log a tower's retrieval, and save it with its statistics."""
         scale = self.log_scale.exp().item()
         log(out, {**entry, "scale": scale, **self.retrieval(tower)})
         self.measure_statistics(tower)
-        save_tower(tower, scale, out / "robust.safetensors")
+        save_tower(tower, scale, out / UNFINISHED, {"done": str(entry["done"])})
 
     def retrieval(self, tower: LiteTower) -> dict[str, float]:
         """Return how often pictures have their caption in the top 10 (test) or 5 (unseen).
@@ -348,14 +311,16 @@ def log(out: Path, entry: dict[str, float]) -> None:
         file.write(text + "\n")
 
 
-def save_tower(tower: LiteTower, scale: float, path: Path) -> None:
+def save_tower(
+    tower: LiteTower, scale: float, path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a tower, its weights in half precision and its statistics in float32."""
     state = {
         name: (value.half() if "weight" in name and value.ndim > 1 else value).cpu().contiguous()
         for name, value in tower.state_dict().items()
     }
     with write_beside(path) as temporary:
-        save_file(state, temporary, metadata={"logit_scale": str(math.log(scale))})
+        save_file(state, temporary, {"logit_scale": str(math.log(scale)), **(metadata or {})})
 
 
 def make(
@@ -367,9 +332,13 @@ def make(
         temporary.write_text(json.dumps({"train": asdict(recipe), "draw": asdict(settings)}))
     paths = draw_rounds(folder, out, settings, recipe.seed, device)
     trainer = Trainer(folder, *load_rounds(paths, device), recipe, device)
-    if recipe.start:
-        start = Path(recipe.start)
-        architecture.load_weights(trainer.tower, untrusted.read(start), recipe.start)
+    unfinished = out / UNFINISHED
+    start = unfinished if unfinished.exists() else Path(recipe.start) if recipe.start else None
+    if start:
+        architecture.load_weights(trainer.tower, untrusted.read(start), str(start))
+        if start == unfinished:
+            with safe_open(start, "pt") as file:
+                trainer.done = float(file.metadata()["done"])
     else:
         trainer.train_head()
         trainer.measure_statistics(trainer.tower)
