@@ -11,12 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-from . import mixture
 from .arguments import RunOptions, check_steps, check_views, seeds_of, width_and_height
 from .ascent import Ascent, Callback, ascend
-from .base import INPUT_RESOLUTION, ClipagModel, embed_images
+from .base import INPUT_RESOLUTION, ClipagModel
 from .canvas import Canvas, PixelCanvas, ThresholdedCanvas
 from .defaults import CANVASES, SAMPLER_MODEL, SIDE
 from .errors import ClipagError
@@ -24,8 +22,9 @@ from .guide import Guide, Guides
 from .hub import load_model
 from .masks import Masked, MaskedCanvas, WholeAndPart
 from .multiscale import FourierCanvas, PyramidCanvas
-from .pictures import from_pil, open_picture, read_picture, read_square, save_png, to_pil
+from .pictures import from_pil, read_picture, read_square, save_png, to_pil
 from .prior.drawing import picture_targets
+from .starts import starting_images
 from .targets import Prompt, Target, goal_of
 from .two_scales import TwoScaleImageTower
 from .views import MakeViews, Views, one_view
@@ -46,11 +45,8 @@ __all__ = [
 # What an ascent starts from: "gmm", "noise", a mixture's file, a picture, or a picture with a mask.
 Init = str | Path | Image.Image | Masked
 
-CANDIDATES_A_CLASS = 2
-CANDIDATES_AT_ONCE = 100
 MOST_TRIES = 256
 RANKING_VIEWS = 32
-NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.2  # of `init="noise"`
 
 
 # From starting images (B, 3, H, W) to a canvas.
@@ -317,71 +313,3 @@ def best_of_tries(ascent: Ascent, losses: Tensor) -> Ascent:
         state={name: values[rows] for name, values in ascent.state.items()},
         rows=rows.tolist(),
     )
-
-
-def starting_images(
-    init: str | Path | Image.Image,
-    targets: Sequence[Target],
-    model: ClipagModel,
-    size: int | tuple[int, int],
-    seed: int,
-    tries: int = 1,
-) -> Tensor:
-    """Return the starts of the ascents, (B, tries, 3, H, W): an image for each target and try."""
-    width, height = width_and_height(size)
-    generator = torch.Generator().manual_seed(seed)
-    if init == "noise":
-        noise = torch.randn(tries, 3, height, width, generator=generator)
-        noise = noise * NOISE_DEVIATION + NOISE_MEAN
-        start = noise.clamp(0, 1).expand(len(targets), -1, -1, -1, -1)
-    elif init == "gmm" or str(init).endswith(".safetensors"):
-        gaussians = mixture.load(None if init == "gmm" else Path(str(init)))
-        side = min(width, height)
-        start = _nearest_samples(gaussians, targets, model, side, generator, tries)
-        start = _extended(start, (width, height))
-    else:
-        start = from_pil(open_picture(init), (width, height)).expand(
-            len(targets), tries, -1, -1, -1
-        )
-    # Pixels stay float32 whatever the model is: small steps vanish in half precision.
-    return start.to(model.device, torch.float32)
-
-
-def _extended(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Extend square images (B, T, 3, S, S) to (width, height) by repeating their borders."""
-    width, height = size
-    left, top = (width - images.shape[-1]) // 2, (height - images.shape[-2]) // 2
-    right, bottom = width - images.shape[-1] - left, height - images.shape[-2] - top
-    if not (left or top or right or bottom):
-        return images
-    borders = (left, right, top, bottom)
-    flat = F.pad(images.flatten(0, 1), borders, mode="replicate")
-    extended: Tensor = flat.unflatten(0, images.shape[:2])
-    return extended
-
-
-def _nearest_samples(
-    gaussians: mixture.GaussianMixture,
-    targets: Sequence[Target],
-    model: ClipagModel,
-    size: int,
-    generator: torch.Generator,
-    tries: int,
-) -> Tensor:
-    """Sample a mixture, and keep what is most similar to each target, (B, tries, 3, size, size)."""
-    # Small samples are judged at the model's own side; only the chosen ones are enlarged to `size`.
-    candidates = gaussians.sample(CANDIDATES_A_CLASS * tries, generator).to(model.device)
-    side = model.visual.native_size
-    with torch.no_grad():
-        z = torch.cat(
-            [
-                embed_images(model, mixture.enlarge(chunk, side))
-                for chunk in candidates.split(CANDIDATES_AT_ONCE)
-            ]
-        )
-    embeddings = torch.stack([target.embedding for target in targets])
-    # Each try chooses among its own candidates, equally many of every class.
-    nearest = (embeddings @ z.T).view(len(targets), -1, tries).argmax(dim=1)  # (B, tries)
-    chosen = candidates[nearest * tries + torch.arange(tries, device=nearest.device)]
-    starts: Tensor = mixture.enlarge(chosen.flatten(0, 1), size).unflatten(0, nearest.shape)
-    return starts

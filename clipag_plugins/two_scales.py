@@ -25,7 +25,10 @@ class TwoScaleImageTower(nn.Module):
         super().__init__()
         self.coarse, self.fine, self.coarse_side = coarse, fine, coarse_side
 
+    def embed_coarse(self, x: Tensor) -> Tensor:
+        """Return the coarse tower's embeddings (B, D), of unit length."""
+        return F.normalize(self.coarse(resample(x, self.coarse_side)), dim=1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return image embeddings (B, 2 D), each half of unit length."""
-        halves = (self.coarse(resample(x, self.coarse_side)), self.fine(x))
-        return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
+        return torch.cat([self.embed_coarse(x), F.normalize(self.fine(x), dim=1)], dim=1)

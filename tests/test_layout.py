@@ -24,7 +24,7 @@ LAYERS = (
     "base transformer vit resnet lite two_scales mini statistics checkpoint architecture stages "
     "smoothing",
     "embedded publish hub",
-    "targets latents prior views graphs guide canvas multiscale mixture masks",
+    "targets latents prior views graphs guide canvas multiscale mixture starts masks",
     "ascent",
     "sampler inversion",
     "attack pag explain probing evaluation clip bench",

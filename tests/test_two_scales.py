@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import clipag_plugins as clip
-from clipag_plugins import embedded
+from clipag_plugins import embedded, mixture, starts
 from clipag_plugins.arguments import RunOptions
-from clipag_plugins.base import resample
+from clipag_plugins.base import embed_images, resample
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.pictures import from_pil
 from clipag_plugins.views import one_view
@@ -45,6 +45,21 @@ def test_the_coarse_tower_is_that_of_the_small_model(lite):
     small = clip.load_model("clipag-mini").visual.tower.state_dict()
     coarse = lite.visual.tower.coarse.state_dict()
     assert all(torch.equal(coarse[name], value) for name, value in small.items())
+
+
+def test_starts_are_those_of_an_exhaustive_search(lite, monkeypatch):
+    monkeypatch.setattr(starts, "SHORTLIST", 12)
+    targets, tries = [clip.text_target(lite, text) for text in TEXTS], 2
+    candidates = mixture.load().sample(1, torch.Generator().manual_seed(0))[:40]
+    chosen = starts.nearest(candidates, targets, lite, tries)
+    with torch.no_grad():
+        z = embed_images(lite, mixture.enlarge(candidates, 128))
+    for target, of_target in zip(targets, chosen, strict=True):
+        for number, start in enumerate(of_target):
+            likeness = z[number::tries] @ target.embedding
+            assert torch.equal(start, candidates[number::tries][likeness.argmax()])
+    # They do not depend on the other targets of the batch.
+    assert torch.equal(starts.nearest(candidates, targets[:1], lite, tries)[0], chosen[0])
 
 
 def test_it_survives_being_saved(lite, tmp_path):
