@@ -53,7 +53,7 @@ def run_node(name, **inputs):
 
 @pytest.fixture(scope="module")
 def loaded():
-    return run_node("ClipagLoadModel")[0]
+    return run_node("ClipagLoadModel", model_name="clipag-mini")[0]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,14 @@ def test_a_sample_is_the_picture_of_the_library(loaded, apple):
     # Save Image cuts off what is behind the point.
     saved = (255 * image[0].numpy()).astype(np.uint8)
     assert saved.tobytes() == expected[0].tobytes()
+
+
+@pytest.mark.slow
+def test_the_default_model_draws_the_default_picture_of_the_sampler(apple):
+    (loaded,) = run_node("ClipagLoadModel")
+    (image,) = run_node("ClipagSample", model=loaded, target=apple, seed=3, tries=1, **SMALL)
+    (picture,) = clip.generate("a red apple", seed=[3], size=(32, 48), steps=2, tries=1)
+    assert pictures_of(image)[0].tobytes() == picture.tobytes()
 
 
 @pytest.mark.slow

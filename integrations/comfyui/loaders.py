@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipag_plugins.arguments import MOST_VIEWS, RunOptions
-from clipag_plugins.defaults import MODEL, PRECISIONS, PUBLIC_VQGANS, VQGAN
+from clipag_plugins.defaults import MODEL, PRECISIONS, PUBLIC_VQGANS, SAMPLER_MODEL, VQGAN
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.comfyui.host import (
     Managed,
@@ -55,9 +55,13 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Input]]:
         """Describe the inputs."""
-        tooltip = "A known model, or a file in models/clip_vision. clipag-mini needs no download."
+        tooltip = (
+            f"A known model, or a file in models/clip_vision. {SAMPLER_MODEL} and {MODEL} need no "
+            f"download; as on the command line, {SAMPLER_MODEL} is for CLIPAG Sample, and {MODEL}, "
+            "which is faster, for the other nodes."
+        )
         names = [*MODELS, *(file for file in model_files() if file not in MODELS)]
-        model: Input = (names, {"default": MODEL, "tooltip": tooltip})
+        model: Input = (names, {"default": SAMPLER_MODEL, "tooltip": tooltip})
         return {"required": {"model_name": model, **inputs_of(ModelWidgets)}}
 
     @classmethod
