@@ -11,7 +11,8 @@ from PIL import Image
 from clipag_plugins.cli import parser
 from clipag_plugins.commands.canvas_options import join_sizes
 from clipag_plugins.errors import ClipagError
-from clipag_plugins.studio.jobs import MOST_JOBS, Studio
+from clipag_plugins.registry import MODELS
+from clipag_plugins.studio.jobs import MOST_JOBS, TWINS, Studio
 from clipag_plugins.studio.tools import TOOLS, read_settings, shown_command
 
 BY_COMMAND = {tool.command: tool for tool in TOOLS}
@@ -69,6 +70,13 @@ def test_the_settings_start_as_those_of_the_command(parsers, tool):
     other = {"generate": {"size"}, "draw": {"width"}, "vqgan": {"init", "size"},
              "style": {"size", "steps"}}  # fmt: skip
     assert changed <= other.get(tool.command, set())
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=str)
+def test_the_model_of_a_tab_is_that_of_the_command(parsers, tool):
+    models = parsers[tool.command].get_default(tool.model_option.removeprefix("--"))
+    assert tool.model in ([models] if isinstance(models, str) else models)
+    assert TWINS[tool.model] in MODELS
 
 
 @pytest.mark.parametrize("text", ["--out=/tmp/x", "-h", "@file", "a=b", "$(id)", "' \" \\"])

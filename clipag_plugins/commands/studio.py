@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 
 from ..errors import library
-from .options import DEVICE_HELP, Commands, add_model, command
+from .options import DEVICE_HELP, Commands, command
 
 EXAMPLES = """\
 examples:
@@ -23,8 +23,8 @@ def add(commands: Commands) -> None:
     studio = command(commands, "studio", "open a page to draw on, in a browser", EXAMPLES)
     parsers: Mapping[str, argparse.ArgumentParser] = commands.choices
     studio.set_defaults(run=lambda options: _run(options, parsers))
-    add_model(studio)
     add = studio.add_argument
+    add("--model", help="the model that is chosen first (default: what suits each tab)")
     add("--device", help=DEVICE_HELP)
     add(
         "--host",

@@ -26,11 +26,12 @@ from .tools import Tool
 
 MOST_JOBS = 20  # that run or wait
 MOST_PICTURES = 100  # of a session
-KEPT_MODELS = 2  # a robust model and its vanilla twin
+KEPT_MODELS = 4  # those of two tabs, and their vanilla twins
 
 # The vanilla model that each robust one was made from.
 TWINS = {
     "clipag-mini": "clip-mini",
+    "clipag-lite": "clip-lite",
     "ViT-B/32": "vanilla:ViT-B-32-laion2B",
     "FARE4-ViT-B/32": "vanilla:ViT-B-32-laion2B",
     "TeCoA4-ViT-B/32": "vanilla:ViT-B-32-laion2B",

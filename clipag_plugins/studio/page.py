@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ..defaults import MODEL, SAMPLER_MODEL
 from ..errors import ClipagError
 from ..pictures import UNREADABLE, read_picture, to_pil
 from ..registry import MODELS
@@ -19,7 +20,9 @@ from .tools import TOOLS, Tool, models_of, read_settings, shown_command, title_o
 
 SECONDS = 0.15  # between two looks at a job
 MOST_SESSIONS = 200  # of which the pictures are kept
+SUITED = "suited"  # the choice of the model that a tab's command takes by itself
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+SUITED_LABEL = f"What suits the tab: {SAMPLER_MODEL} in Sampler, {MODEL} elsewhere"
 TITLE = "clipag studio"
 HEADING = "# clipag studio\nType what to draw, and watch the picture come along CLIPAG's gradient."
 
@@ -29,12 +32,13 @@ class Page:
 
     Args:
         studio: runs the jobs.
-        model: the model that is chosen first.
+        model: the model that is chosen first; by default what suits each tab.
     """
 
-    def __init__(self, studio: Studio, model: str):
+    def __init__(self, studio: Studio, model: str | None = None):
         self.studio = studio
-        self.model_names = list(dict.fromkeys([model, *MODELS]))
+        self.first = model or SUITED
+        self.model_names = list(dict.fromkeys([*([model] if model else []), *MODELS]))
         self.sessions: dict[str, Session] = {}
 
     def build(self) -> Any:
@@ -44,7 +48,9 @@ class Page:
             with gr.Row():
                 with gr.Column(min_width=320):
                     choices = [(described(name), name) for name in self.model_names]
-                    model = gr.Dropdown(choices, value=self.model_names[0], label="Model")
+                    model = gr.Dropdown(
+                        [(SUITED_LABEL, SUITED), *choices], value=self.first, label="Model"
+                    )
                     vanilla = gr.Checkbox(
                         False, label="Vanilla beside it", info="the same by a CLIP not made robust"
                     )
@@ -104,7 +110,8 @@ class Page:
                 control.label: value for control, value in zip(tool.controls, values, strict=True)
             }
             try:
-                names = [model, *([_twin(model)] if vanilla else [])]
+                name = tool.model if model == SUITED else model
+                names = [name, *([_twin(name)] if vanilla else [])]
                 _check_pictures(tool, settings)
                 job = self.studio.start(session, tool, names, settings)
             except ClipagError as error:

@@ -4,6 +4,7 @@ import os
 
 import gradio as gr
 
+from ..defaults import SAMPLER_MODEL
 from ..errors import ClipagError
 from .jobs import Studio
 from .page import Page
@@ -37,7 +38,7 @@ SCRIPT = """() => {
 }"""
 
 
-def launch(studio: Studio, model: str, host: str, port: int | None, browser: bool) -> None:
+def launch(studio: Studio, model: str | None, host: str, port: int | None, browser: bool) -> None:
     """Serve the page until Ctrl-C.
 
     Raises:
@@ -48,7 +49,7 @@ def launch(studio: Studio, model: str, host: str, port: int | None, browser: boo
     page = Page(studio, model).build()
     # Fonts of the machine, so that nothing is fetched from elsewhere.
     theme = gr.themes.Soft(font=["system-ui"], font_mono=["monospace"]).set(**COLOURS)
-    studio.warm_up(model)
+    studio.warm_up(model or SAMPLER_MODEL)
     try:
         _, address, _ = page.queue(max_size=200).launch(
             server_name=host, server_port=port, inbrowser=browser, quiet=True, share=False,

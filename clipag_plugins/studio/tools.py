@@ -13,8 +13,10 @@ from ..defaults import (
     HEAT_MAP_METHOD,
     HEAT_MAP_METHODS,
     INVERSION_CLOSENESS,
+    MODEL,
     NORMS,
     PUBLIC_VQGANS,
+    SAMPLER_MODEL,
     SHAPES,
     SIDE,
     STROKE_STEPS,
@@ -85,6 +87,7 @@ class Tool:
         controls: its settings, in the order of the command's arguments.
         mark: a key that only this command's metadata have.
         endings: of the files that the command writes; the last is the PNG.
+        model: the model that the command takes unless another is chosen.
         model_option: the option of the model.
     """
 
@@ -94,6 +97,7 @@ class Tool:
     controls: tuple[Control, ...]
     mark: str
     endings: tuple[str, ...] = (".png",)
+    model: str = MODEL
     model_option: str = "--model"
 
     def words(self, values: Mapping[str, Value]) -> tuple[list[list[str]], list[str]]:
@@ -139,6 +143,7 @@ TOOLS = (
             ),
         ),
         mark="tries",
+        model=SAMPLER_MODEL,
     ),
     Tool(
         "Drawing",
