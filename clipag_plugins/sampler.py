@@ -24,7 +24,7 @@ from .masks import Masked, MaskedCanvas, WholeAndPart
 from .multiscale import FourierCanvas, PyramidCanvas
 from .pictures import from_pil, read_picture, read_square, save_png, to_pil
 from .prior.drawing import picture_targets
-from .starts import starting_images
+from .starts import Preview, starting_images
 from .targets import Prompt, Target, goal_of
 from .two_scales import TwoScaleImageTower
 from .views import MakeViews, Views, one_view
@@ -214,6 +214,7 @@ def sample(
     size: int | tuple[int, int] | None = None,
     init: Init = "gmm",
     callback: Callback | None = None,
+    preview: Preview | None = None,
     options: RunOptions = RunOptions(),
 ) -> Ascent:
     """Do what `generate` does, and return tensors.
@@ -223,6 +224,8 @@ def sample(
         model: the model that guides, or several.
         settings: steps, views, canvas and tries; by default `settings_for` the first model.
         callback: called as `ascend` says, with the images of all tries.
+        preview: called for each seed with likely starts (B · tries, 3, H, W), before their choice
+            if that takes some seconds.
         seed, size, init, options: as for `generate`.
 
     Returns:
@@ -248,7 +251,9 @@ def sample(
         size = SIDE if size is None else size
         goals = [goal_of(of_picture) for of_picture in targets[0]]
         starts = [
-            starting_images(init, goals[place :: len(seeds)], models[0], size, number, tries)
+            starting_images(
+                init, goals[place :: len(seeds)], models[0], size, number, tries, preview
+            )
             for place, number in enumerate(seeds)
         ]
         canvas = settings.canvas(torch.stack(starts, dim=1).flatten(0, 2))

@@ -23,6 +23,8 @@ CANDIDATES_AT_ONCE = 25
 SHORTLIST = 128
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.2  # of `init="noise"`
 
+Preview = Callable[[Tensor], None]  # takes images (B · tries, 3, H, W)
+
 
 def starting_images(
     init: str | Path | Image.Image,
@@ -31,9 +33,22 @@ def starting_images(
     size: int | tuple[int, int],
     seed: int,
     tries: int = 1,
+    preview: Preview | None = None,
 ) -> Tensor:
-    """Return the starts of the ascents, (B, tries, 3, H, W): an image for each target and try."""
+    """Return the starts of the ascents, (B, tries, 3, H, W): an image for each target and try.
+
+    `preview` is called with likely starts if their choice takes some seconds.
+    """
     width, height = width_and_height(size)
+
+    def full_size(chosen: Tensor) -> Tensor:
+        enlarged = mixture.enlarge(chosen.flatten(0, 1), min(width, height))
+        return _extended(enlarged.unflatten(0, chosen.shape[:2]), (width, height))
+
+    def show(chosen: Tensor) -> None:
+        if preview is not None:
+            preview(full_size(chosen).flatten(0, 1))
+
     generator = torch.Generator().manual_seed(seed)
     if init == "noise":
         noise = torch.randn(tries, 3, height, width, generator=generator)
@@ -42,9 +57,7 @@ def starting_images(
     elif init == "gmm" or str(init).endswith(".safetensors"):
         gaussians = mixture.load(None if init == "gmm" else Path(str(init)))
         candidates = gaussians.sample(CANDIDATES_A_CLASS * tries, generator).to(model.device)
-        chosen = nearest(candidates, targets, model, tries)
-        start = mixture.enlarge(chosen.flatten(0, 1), min(width, height))
-        start = _extended(start.unflatten(0, chosen.shape[:2]), (width, height))
+        start = full_size(nearest(candidates, targets, model, tries, show))
     else:
         start = from_pil(open_picture(init), (width, height)).expand(
             len(targets), tries, -1, -1, -1
@@ -68,7 +81,11 @@ def _extended(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def nearest(
-    candidates: Tensor, targets: Sequence[Target], model: ClipagModel, tries: int
+    candidates: Tensor,
+    targets: Sequence[Target],
+    model: ClipagModel,
+    tries: int,
+    show: Callable[[Tensor], None] = lambda chosen: None,
 ) -> Tensor:
     """Choose the candidate that is most similar to each target, (B, tries, 3, 16, 16).
 
@@ -81,26 +98,29 @@ def nearest(
         targets: B of them.
         model: measures the similarity.
         tries: starts of each image.
+        show: called with the choice of the coarse tower before the fine one chooses.
     """
     embeddings = torch.stack([target.embedding for target in targets])
     eligible = torch.arange(len(candidates), device=model.device).view(1, -1, tries)
     eligible = eligible.expand(len(targets), -1, -1)  # each try's candidates, (B, N, tries)
     tower = getattr(model.visual, "tower", None)
     if isinstance(tower, TwoScaleImageTower):
-        coarse = _embedded(candidates, model, lambda x: tower.embed_coarse(normalize(x)))
+        side = tower.coarse_side
+        coarse = _embedded(candidates, side, lambda x: tower.embed_coarse(normalize(x)))
         likeness = embeddings[:, : coarse.shape[1]] @ coarse.T
         best = likeness.view(eligible.shape).topk(min(SHORTLIST, eligible.shape[1]), dim=1).indices
         eligible = eligible.gather(1, best)
+        show(candidates[eligible[:, 0]])
     needed, place = eligible.unique(return_inverse=True)
-    z = _embedded(candidates[needed], model, lambda x: embed_images(model, x))
+    side = model.visual.native_size
+    z = _embedded(candidates[needed], side, lambda x: embed_images(model, x))
     likeness = (embeddings @ z.T).gather(1, place.flatten(1)).view(eligible.shape)
     chosen = eligible.gather(1, likeness.argmax(dim=1, keepdim=True))[:, 0]
     return candidates[chosen]
 
 
-def _embedded(candidates: Tensor, model: ClipagModel, embed: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the embeddings (N, D) of candidates (N, 3, 16, 16) at the model's own side."""
+def _embedded(candidates: Tensor, side: int, embed: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the embeddings (N, D) of candidates (N, 3, 16, 16) at a tower's own side."""
     # Small samples are judged at this side; only the chosen ones are enlarged to a picture's.
-    side = model.visual.native_size
     chunks = candidates.split(CANDIDATES_AT_ONCE)
     return torch.cat([embed(mixture.enlarge(chunk, side)) for chunk in chunks])

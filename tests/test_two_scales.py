@@ -14,6 +14,7 @@ from clipag_plugins.arguments import RunOptions
 from clipag_plugins.base import embed_images, resample
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.pictures import from_pil
+from clipag_plugins.sampler import sample, settings_for
 from clipag_plugins.views import one_view
 
 CAT = Path(__file__).parent.parent / "examples" / "cat-face.png"
@@ -60,6 +61,21 @@ def test_starts_are_those_of_an_exhaustive_search(lite, monkeypatch):
             assert torch.equal(start, candidates[number::tries][likeness.argmax()])
     # They do not depend on the other targets of the batch.
     assert torch.equal(starts.nearest(candidates, targets[:1], lite, tries)[0], chosen[0])
+
+
+@pytest.mark.slow
+def test_likely_starts_are_shown_before_the_first_step(lite):
+    shown = []
+    sample(
+        ["a red apple"],
+        lite,
+        settings_for(lite, steps=1, tries=2),
+        size=(48, 32),
+        callback=lambda step, images, losses: shown.append(("step", images.shape)),
+        preview=lambda images: shown.append(("start", images.shape)),
+        options=RunOptions(progress=False),
+    )
+    assert shown == [("start", (2, 3, 32, 48)), ("step", (2, 3, 32, 48)), ("step", (2, 3, 32, 48))]
 
 
 def test_it_survives_being_saved(lite, tmp_path):

@@ -4,7 +4,7 @@ import argparse
 
 from ..defaults import CANVASES, SAMPLER_MODEL
 from .canvas_options import add_mask, check_mask
-from .host import guiding_model, watched
+from .host import guiding_model, previewed, watched
 from .options import (
     Commands,
     add_picture_options,
@@ -106,6 +106,7 @@ def _run(options: argparse.Namespace) -> int:
         size=options.size,
         init=init,
         callback=watched(options, trajectory),
+        preview=previewed(options),
         options=run_options(options),
     )
     # What only some pictures have is left out of the others.

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from ..ascent import Callback
     from ..base import ClipagModel
+    from ..starts import Preview
     from ..trajectory import Recorder
 
 
@@ -22,10 +23,12 @@ class Host:
     Attributes:
         load: returns the model of that name on that device; it may keep models.
         watch: called as the callback of every ascent; a true return value ends the ascent.
+        preview: called with likely starts, (B, 3, H, W), while an ascent's start is chosen.
     """
 
     load: "Callable[[str, torch.device], ClipagModel]"
     watch: "Callback"
+    preview: "Preview"
 
 
 def guiding_model(options: argparse.Namespace, name: str) -> "ClipagModel":
@@ -44,3 +47,8 @@ def watched(options: argparse.Namespace, *recorders: "Recorder | None") -> "Reco
     from ..trajectory import in_turn
 
     return in_turn(*recorders, options.host.watch if "host" in options else None)
+
+
+def previewed(options: argparse.Namespace) -> "Preview | None":
+    """Return what the host calls with likely starts, if there is a host."""
+    return options.host.preview if "host" in options else None

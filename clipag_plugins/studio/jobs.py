@@ -92,6 +92,14 @@ class Job:
 
         return call
 
+    def show_start(self, number: int) -> Callable[[Tensor], None]:
+        """Return what shows a likely start of that picture while the start is chosen."""
+
+        def call(images: Tensor) -> None:
+            self.preview = Preview(number, 0, images[0].detach().cpu())
+
+        return call
+
 
 @dataclass(eq=False)
 class Session:
@@ -207,11 +215,10 @@ class Studio:
             words = [word for option in options for word in option]
             words += [f"{job.tool.model_option}={model}"]
             words += [f"--out={output.with_suffix(job.tool.endings[0])}"]
-            self._call(job.tool.command, [*words, "--", *arguments], job.watch(number))
+            host = Host(self._model, job.watch(number), job.show_start(number))
+            self._call(job.tool.command, [*words, "--", *arguments], host)
 
-    def _call(
-        self, command: str, words: Sequence[str], watch: Callable[[int, Tensor, Tensor], bool]
-    ) -> None:
+    def _call(self, command: str, words: Sequence[str], host: Host) -> None:
         """Run a command in this thread.
 
         Raises:
@@ -222,7 +229,7 @@ class Studio:
         except SystemExit as error:  # argparse's, which has printed why
             raise ClipagError("These settings do not go together: choose others.") from error
         options.device = self.device
-        options.host = Host(self._model, watch)
+        options.host = host
         options.run(options)
 
     def _model(self, name: str, device: torch.device) -> ClipagModel:
@@ -230,4 +237,5 @@ class Studio:
 
     def _warm_up(self, words: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            self._call("generate", [f"--out={folder}/dot.png", *words], lambda *_: False)
+            host = Host(self._model, lambda *_: False, lambda _: None)
+            self._call("generate", [f"--out={folder}/dot.png", *words], host)

@@ -128,7 +128,8 @@ class Page:
         """Yield what the page shows of a job, from its start to its end."""
         empty = gr.Image(None)
         second = gr.Image(None, visible=len(job.models) > 1)
-        yield [message("Starting."), empty, second, gr.File(None, visible=False), "", gr.skip()]
+        line_before = "Starting."
+        yield [message(line_before), empty, second, gr.File(None, visible=False), "", gr.skip()]
         shown = None
         while not job.future.done():
             job.wait(SECONDS)
@@ -141,7 +142,9 @@ class Page:
             elif shown is None:
                 ahead = self.studio.ahead_of(job)
                 line = f"Waiting: {ahead} before this." if ahead else "Starting."
-                yield [message(line), *[gr.skip()] * 5]
+                if line != line_before:
+                    line_before = line
+                    yield [message(line), *[gr.skip()] * 5]
         session.collect(job)
         command = self.command(job.tool, job.models[0], job.values)
         yield [_outcome(job), *_final(job), command, _gallery(session)]
