@@ -13,6 +13,7 @@ from .commands import (
     bench,
     comfyui,
     completion,
+    decoder,
     draw,
     eval,
     explain,
@@ -24,6 +25,7 @@ from .commands import (
     run,
     studio,
     style,
+    unclip,
     vqgan,
     weights,
 )
@@ -63,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True)
     families = (
-        generate, draw, vqgan, style, invert, run, explain, probe, attack, eval, finetune,
-        prior, weights, bench, comfyui, studio,
+        generate, draw, vqgan, style, invert, unclip, run, explain, probe, attack, eval, finetune,
+        prior, decoder, weights, bench, comfyui, studio,
     )  # fmt: skip
     for family in families:
         family.add(commands)

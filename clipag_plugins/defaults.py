@@ -66,3 +66,6 @@ BLUR = 0.07  # standard deviation, as a share of the side
 BETWEEN = 7  # pictures between two neighbours
 STRENGTHS = (0.0, 0.2, 0.4, 0.6)
 COMPONENTS = (1, 4, 16, 64, 256)  # principal components of `clipag pca`
+
+# `clipag unclip`: steps of the decoder's diffusion, and of the ascent after it.
+DECODER_STEPS, REFINEMENT_STEPS = 30, 6

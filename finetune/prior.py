@@ -8,10 +8,9 @@ embeddings of the last run if the data and the image tower are the same.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +22,10 @@ from tqdm import tqdm
 from clipag_plugins.base import ClipagModel, embed_images
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
-from clipag_plugins.finetune import checkpoint, processes, sources
+from clipag_plugins.finetune import processes, sources, updates
 from clipag_plugins.finetune.settings import Source
-from clipag_plugins.prior.drawing import build, fingerprint, sample_embeddings, save_prior
+from clipag_plugins.prior.drawing import sample_embeddings
+from clipag_plugins.prior.files import build, fingerprint, save_prior
 from clipag_plugins.prior.network import Condition, Prior, Shape, condition_of_tokens
 from clipag_plugins.tokenizer import tokenize
 
@@ -211,8 +211,7 @@ def train(pairs: EmbeddedPairs, model: ClipagModel, recipe: Recipe, out: Path) -
 
     Raises:
         ClipagError: the folder holds another run, or the recipe does not suit the data.
-        KeyboardInterrupt: SIGTERM or Ctrl-C came, and a checkpoint was saved after the current
-            update; the argument is the signal's number.
+        KeyboardInterrupt: as `updates.run` raises it.
     """
     torch.manual_seed(recipe.seed)
     captions = Captions(pairs.captions, recipe.templates, model)
@@ -220,58 +219,21 @@ def train(pairs: EmbeddedPairs, model: ClipagModel, recipe: Recipe, out: Path) -
     embeddings = pairs.embeddings.to(model.device)
     z_t = captions.embeddings[pairs.numbers * captions.templates].to(model.device)
     prior.fit_statistics(embeddings, z_t)
-    averaged = checkpoint.Averaged(prior, recipe.average)
-    optimizer = torch.optim.AdamW(
-        prior.parameters(), recipe.rate, betas=(0.9, 0.96), weight_decay=recipe.decay
+
+    def loss_of(step: int) -> Tensor:
+        batch = updates.batch_of(len(pairs.numbers), recipe.batch, recipe.seed, step)
+        return _loss(prior, captions, embeddings, pairs.numbers, batch, recipe)
+
+    identity = {**asdict(recipe), "tower": fingerprint(model), "pairs": len(pairs.numbers)}
+    schedule = updates.Schedule(
+        recipe.steps, recipe.rate, recipe.decay, recipe.average, recipe.save_every
     )
-    settings = {**asdict(recipe), "tower": fingerprint(model), "pairs": len(pairs.numbers)}
-    parts: dict[str, Any] = {
-        "recipe": checkpoint.Recipe(_plain(settings)),
-        "prior": prior,
-        "average": averaged,
-        "optimizer": optimizer,
-    }
-    start = checkpoint.restore_last(out, parts)
-    out.mkdir(parents=True, exist_ok=True)
-    with processes.noted_signals() as signals:
-        for step in checkpoint.progress(start, recipe.steps, out.name):
-            batch = _batch(pairs, recipe, step)
-            loss = _loss(prior, captions, embeddings, pairs.numbers, batch, recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            _share_gradients(prior)
-            torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * _schedule(step, recipe.steps)
-            optimizer.step()
-            averaged.update(prior, step)
-            done = step + 1
-            interrupts = [number for each in processes.gather(signals) for number in each]
-            if done % recipe.save_every == 0 or done == recipe.steps or interrupts:
-                checkpoint.save_in(out, done, parts, 2)
-            if interrupts:
-                processes.wait()
-                raise KeyboardInterrupt(interrupts[0])
+    averaged = updates.run(prior, loss_of, schedule, identity, out)
     if processes.rank() == 0:
-        assert isinstance(averaged.tower, Prior)
-        save_prior(averaged.tower, model, out / RESULT)
+        assert isinstance(averaged, Prior)
+        save_prior(averaged, model, out / RESULT)
     processes.wait()
     return out / RESULT
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON has them."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
-
-
-def _batch(pairs: EmbeddedPairs, recipe: Recipe, step: int) -> tuple[Tensor, torch.Generator]:
-    """Return this process's share of the pairs of a step, and what it draws its numbers from."""
-    everyone = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    rows = torch.randint(len(pairs.numbers), (recipe.batch,), generator=everyone)
-    number = processes.rank() + 1
-    own = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step + number * 2**40)
-    return rows[processes.rank() :: processes.count()], own
 
 
 def _loss(
@@ -288,24 +250,6 @@ def _loss(
     dropped = torch.rand(len(rows), generator=generator) < recipe.dropped
     device = embeddings.device
     return prior.loss(condition, embeddings[rows.to(device)], dropped.to(device), generator)
-
-
-def _share_gradients(prior: Prior) -> None:
-    """Replace each process's gradients by their mean."""
-    if processes.count() == 1:
-        return
-    gradients = [each.grad for each in prior.parameters() if each.grad is not None]
-    mean = processes.total(torch.cat([each.flatten() for each in gradients])) / processes.count()
-    for gradient, part in zip(
-        gradients, mean.split([each.numel() for each in gradients]), strict=True
-    ):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Return the share of the peak rate: a linear warm-up, then a linear fall."""
-    warm = max(1, steps // 10)
-    return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
 
 def split(pairs: EmbeddedPairs, seed: int = 0) -> tuple[EmbeddedPairs, EmbeddedPairs]:

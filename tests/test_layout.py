@@ -26,7 +26,7 @@ LAYERS = (
     "embedded publish hub",
     "targets latents prior views graphs guide canvas multiscale mixture starts masks",
     "ascent",
-    "sampler inversion",
+    "sampler inversion unclip",
     "attack pag explain probing evaluation clip bench",
     "clipag_plugins",  # the public names
     "integrations",

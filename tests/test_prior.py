@@ -14,13 +14,8 @@ from clipag_plugins.base import embed_images
 from clipag_plugins.finetune import prior as training
 from clipag_plugins.finetune.settings import Source
 from clipag_plugins.latents import PrincipalComponents
-from clipag_plugins.prior.drawing import (
-    build,
-    load_prior,
-    picture_targets,
-    sample_embeddings,
-    save_prior,
-)
+from clipag_plugins.prior.drawing import picture_targets, sample_embeddings
+from clipag_plugins.prior.files import build, load_prior, save_prior
 from clipag_plugins.prior.network import Shape, condition_of
 
 FAST = ("--steps", "1", "--size", "48", "--views", "1", "--tries", "1", "--init", "noise")

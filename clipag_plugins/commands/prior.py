@@ -1,12 +1,15 @@
 """`clipag prior`: train a prior on pictures with captions."""
 
 import argparse
-import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import INTERRUPTED, ClipagError, library
-from ..files import require_writable_folder
-from .options import DEVICE_HELP, Commands, add_model, add_seed, choose_device, command
+from ..errors import library
+from .options import Commands, command
+from .training import add_training_options, train_in_folder
+
+if TYPE_CHECKING:
+    from ..base import ClipagModel
+    from ..finetune.settings import Source
 
 EXAMPLES = """\
 examples:
@@ -19,7 +22,6 @@ examples:
 The same command continues a stopped run. A prior of the kind "diffusion" needs
 pip install 'clipag-plugins[diffusers]'.
 """
-KINDS_OF_DATA = ("shards", "files", "table", "classes", "corpus")
 
 
 def add(commands: Commands) -> None:
@@ -28,17 +30,9 @@ def add(commands: Commands) -> None:
         commands, "prior", "train a prior: image embeddings drawn for a caption", EXAMPLES
     )
     prior.set_defaults(run=_run)
-    add = prior.add_argument
-    add("data", metavar="DATA", help="pictures with captions: a table, shards, or a folder")
-    add(
-        "--data-kind",
-        choices=KINDS_OF_DATA,
-        help="how to read them: see docs/finetune.md (default: as the path looks)",
-    )
-    add("--kind", choices=("diffusion", "autoregressive"), default="diffusion", help="of the prior")
-    add_model(prior)
-    add_seed(prior)
-    for name, kind, default, what in (
+    add_training_options(
+        prior,
+        "prior",
         ("steps", int, 4000, "updates"),
         ("batch", int, 128, "pairs of an update, of all processes together"),
         ("rate", float, 1e-3, "peak learning rate"),
@@ -48,8 +42,9 @@ def add(commands: Commands) -> None:
         ("text-length", int, 32, "tokens of a caption that it reads"),
         ("components", int, 96, "principal components that an autoregressive prior draws"),
         ("save-every", int, 500, "updates between checkpoints"),
-    ):
-        add(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
+    )
+    add = prior.add_argument
+    add("--kind", choices=("diffusion", "autoregressive"), default="diffusion", help="of the prior")
     add(
         "--template",
         action="append",
@@ -58,18 +53,10 @@ def add(commands: Commands) -> None:
         help='a sentence with {} in place of the caption, such as "a {}"; of several, each pair '
         "draws one (default: the caption alone)",
     )
-    add("--device", help=DEVICE_HELP)
-    add("--out", type=Path, default=Path("prior"), help="folder of the run (default: %(default)s)")
 
 
 def _run(options: argparse.Namespace) -> int:
-    require_writable_folder(options.out if options.out.exists() else options.out.parent)
     training = library("clipag_plugins.finetune.prior", "finetune")
-    from ..finetune import processes
-    from ..finetune.settings import Source
-    from ..hub import load_model
-    from ..prior.drawing import load_prior
-
     recipe = training.Recipe(
         kind=options.kind,
         steps=options.steps,
@@ -84,12 +71,10 @@ def _run(options: argparse.Namespace) -> int:
         components=options.components,
         save_every=options.save_every,
     )
-    device = choose_device(options.device)
-    processes.join(device)
-    is_first_process = os.environ.get("RANK", "0") == "0"
-    model = load_model(options.model, device)
-    source = Source(options.data_kind or _kind_of_data(options.data), options.data)
-    try:
+
+    def train(source: "Source", model: "ClipagModel", is_first_process: bool) -> None:
+        from ..prior.files import load_prior
+
         pairs = training.encode(source, model, options.out / "embeddings.safetensors")
         known, held_out = training.split(pairs)
         result = training.train(known, model, recipe, options.out)
@@ -99,22 +84,5 @@ def _run(options: argparse.Namespace) -> int:
             for name, figure in figures.items():
                 print(f"  {figure['MSE']:.3f} / {figure['similarity']:.3f}  {name}")
             print(result)
-    except KeyboardInterrupt as interrupt:
-        if is_first_process:
-            print(f"clipag: interrupted; the same command continues from {options.out}.")
-        return 128 + interrupt.args[0] if interrupt.args else INTERRUPTED
-    processes.leave()
-    return 0
 
-
-def _kind_of_data(data: str) -> str:
-    path = Path(data).expanduser()
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
-        return "table"
-    if path.suffix == ".tar":
-        return "shards"
-    if (path / "captions.json").is_file():
-        return "corpus"
-    if path.is_dir():
-        return "files"
-    raise ClipagError(f"There is no {data}: name a table, shards, or a folder of pictures.")
+    return train_in_folder(options, train)

@@ -22,7 +22,7 @@ from clipag_plugins.finetune import checkpoint, config, progress, settings, sour
 from clipag_plugins.integrations import pydiffvg, strokes
 from clipag_plugins.integrations.clipstyler import network
 from clipag_plugins.integrations.vqgan import weights as vqgan
-from clipag_plugins.prior import drawing as priors
+from clipag_plugins.prior import files as priors
 from clipag_plugins.prior.network import Shape
 from clipag_plugins.vit import CLIP
 

@@ -1,0 +1,321 @@
+"""unCLIP without a decoder: priors, inversions, variations and text diffs, by the judge.
+
+    python -m benchmarks.unclip gap                  # priors' samples beside true embeddings
+    python -m benchmarks.unclip priors               # pictures with each prior and with none
+    python -m benchmarks.unclip inversion variations diffs
+    python -m benchmarks.unclip priors --prompts 100 # as many prompts of each group
+
+`--work` is the folder of the corpus; `--priors` holds what `clipag prior` trained on its training
+pictures, in folders that are called as the kinds. The judge has guided nothing and shares no
+weights with the models. Each part is kept in the same file.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipag_plugins.arguments import RunOptions
+from clipag_plugins.base import ClipagModel, embed_images
+from clipag_plugins.finetune import prior as training
+from clipag_plugins.finetune.embedded import corpus
+from clipag_plugins.finetune.embedded.image_tower import Pictures
+from clipag_plugins.finetune.settings import Source
+from clipag_plugins.hub import load_model
+from clipag_plugins.inversion import Inversion, edit, invert
+from clipag_plugins.pictures import to_pil
+from clipag_plugins.prior.drawing import sample_embeddings
+from clipag_plugins.prior.files import load_prior
+from clipag_plugins.prior.network import KINDS, Prior, condition_of
+from clipag_plugins.sampler import sample, settings_for
+from clipag_plugins.targets import Target, text_embeddings
+
+from . import RESULTS, keep
+from .common import evenly, first_of_each
+from .groups import prompts_of
+from .judge import Judge
+
+NAME = "unclip"
+MODEL, VANILLA = "clipag-mini", "clip-mini"
+GROUPS = ("seen", "imagenet", "neither", "sentences")
+CHOICES = 100  # captions that the judge chooses from
+SIDE = 96  # pixels of the pictures
+BATCH = 12
+STEPS, SEEDS, DIVERSE = 16, 3, 4  # updates; seeds, and prompts of each group, for the diversity
+QUIET = RunOptions(progress=False)
+STRENGTHS = (0.0, 0.2, 0.4, 0.6)
+Ways = dict[str, Callable[[Sequence[str], Sequence[int]], Tensor]]
+
+
+def ways_to_targets(model: ClipagModel, priors: Path) -> Ways:
+    """Return what makes embeddings (texts, seeds, D) of texts and seeds, by name."""
+
+    def words(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return condition_of(model, texts).embeddings[:, None].expand(-1, len(seeds), -1)
+
+    def memory(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return text_embeddings(model, texts)[:, None].expand(-1, len(seeds), -1)
+
+    def drawn_by(prior: Prior) -> Callable[[Sequence[str], Sequence[int]], Tensor]:
+        return lambda texts, seeds: sample_embeddings(prior, model, texts, seeds)
+
+    ways: Ways = {"text": words, "memory of captions": memory}
+    for kind in KINDS:
+        path = priors / kind / training.RESULT
+        if path.is_file():
+            ways[f"{kind} prior"] = drawn_by(load_prior(path, model))
+    return ways
+
+
+def gap(work: Path, priors: Path) -> list[dict[str, Any]]:
+    """Compare what each way makes of captions with embeddings of pictures of them.
+
+    The pictures are those of the corpus' splits that no model was trained on: "test" has pictures
+    of captions that the training has other pictures of, "unseen" has captions that it has none of.
+    """
+    model = load_model(MODEL)
+    known = training.encode(
+        Source("corpus", str(work)), model, priors / "diffusion" / "embeddings.safetensors"
+    )
+    lines = []
+    for split in ("test", "unseen"):
+        source = Source("corpus", str(work), split=split)
+        held_out = training.encode(source, model, priors / f"{split}.safetensors")
+        guesses = {
+            name: way(held_out.captions, [0])[:, 0]
+            for name, way in ways_to_targets(model, priors).items()
+        }
+        captions = training.Captions(known.captions, ("{}",), model).embeddings
+        sums = torch.zeros_like(captions).index_add(0, known.numbers, known.embeddings)
+        counts = torch.bincount(known.numbers, minlength=len(captions))
+        z_t = condition_of(model, held_out.captions).embeddings
+        nearest = (z_t @ captions.T).argmax(dim=1)
+        mean = known.embeddings.mean(dim=0)
+        guesses |= {
+            "mean of all": mean.expand_as(z_t),
+            "mean of the nearest caption": sums[nearest] / counts[nearest, None],
+        }
+        for name, guess in guesses.items():
+            of_pictures, z = guess[held_out.numbers], held_out.embeddings
+            centred = F.cosine_similarity(of_pictures - mean, z - mean)
+            lines.append(
+                {
+                    "pictures": split,
+                    "guess": name,
+                    "squared distance": (of_pictures - z).square().sum(dim=1).mean().item(),
+                    "similarity": F.cosine_similarity(of_pictures, z).mean().item(),
+                    # Without the mean of all pictures, which a mere constant has.
+                    "centred similarity": 0.0 if name == "mean of all" else centred.mean().item(),
+                }
+            )
+    return lines
+
+
+def drawn(model: ClipagModel, embeddings: Tensor, seed: int) -> Tensor:
+    """Draw pictures (N, 3, S, S) of embeddings (N, D), in one try each."""
+    settings = settings_for(model, steps=STEPS, tries=1)
+    parts = [
+        sample([[Target(each)] for each in chunk], model, settings, seed=seed, size=SIDE,
+               options=QUIET).images
+        for chunk in embeddings.split(BATCH)
+    ]  # fmt: skip
+    return torch.cat(parts)
+
+
+def ranks(judge: Judge, images: Tensor, choices: Sequence[str], right: Tensor) -> Tensor:
+    """Return how many of the choices the judge prefers to the right one (N,), for each image."""
+    similarity = judge.embed_images(images) @ judge.embed_texts(choices).T
+    return (similarity > similarity.gather(1, right[:, None])).sum(dim=1)
+
+
+def shares(rank: Tensor) -> dict[str, float]:
+    """Return how often the right choice is first, and how often among the first five."""
+    return {
+        "R-Prec": (rank == 0).float().mean().item(),
+        "top 5": (rank < 5).float().mean().item(),
+    }
+
+
+def with_priors(judge: Judge, priors: Path, count: int) -> list[dict[str, Any]]:
+    """Draw prompts of each group towards what each way makes of them, and judge the pictures."""
+    model = load_model(MODEL)
+    ways = ways_to_targets(model, priors)
+    lines = []
+    for group in GROUPS:
+        choices = prompts_of(group)
+        numbers = torch.arange(0, len(choices), max(1, len(choices) // count))[:count]
+        prompts = [choices[number] for number in numbers.tolist()]
+        for name, way in ways.items():
+            images = drawn(model, way(prompts, [0])[:, 0], 0)
+            rank = ranks(judge, images, choices, numbers)
+            embeddings = way(prompts[:DIVERSE], range(SEEDS))
+            z = judge.embed_images(
+                torch.cat([drawn(model, embeddings[:, seed], seed) for seed in range(SEEDS)])
+            ).view(SEEDS, -1, judge.head.prototypes.shape[1])
+            pairs = torch.einsum("apd,bpd->abp", z, z)
+            unlike = 1 - pairs[torch.triu_indices(SEEDS, SEEDS, 1).unbind()].mean().item()
+            line: dict[str, Any] = {
+                "prompts": group,
+                "target": name,
+                **shares(rank),
+                "diversity": unlike,
+            }
+            print(json.dumps(line), flush=True)
+            lines.append(line)
+    return lines
+
+
+def held_out(work: Path, count: int) -> tuple[list[corpus.Picture], Tensor]:
+    """Return held-out pictures of different captions that training has too, (N, 3, 96, 96)."""
+    pixels, pictures = corpus.load(work)
+    chosen = list(evenly(first_of_each(pictures, "test"), count))
+    indices = torch.tensor([picture.index for picture in chosen])
+    rgba = torch.from_numpy(pixels[indices.numpy()])
+    return chosen, Pictures(rgba, rgba.shape[1]).plain(torch.arange(len(chosen)))
+
+
+def inverted(model: ClipagModel, images: Tensor, how: Inversion) -> Tensor:
+    """Invert images (N, 3, S, S), some at a time."""
+    return torch.cat(
+        [
+            invert([to_pil(image) for image in chunk], model, how, options=QUIET).images
+            for chunk in images.split(BATCH)
+        ]
+    )
+
+
+def inversion(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
+    """Invert held-out pictures from noise, and let the judge find the sources' captions."""
+    pictures, images = held_out(work, CHOICES)
+    choices = [picture.caption for picture in pictures]
+    numbers = torch.arange(0, len(choices), max(1, len(choices) // count))[:count]
+    lines: list[dict[str, Any]] = [
+        {"pictures": "the sources", **shares(ranks(judge, images[numbers], choices, numbers))}
+    ]
+    for name, steps, tries in ((VANILLA, 16, 1), (MODEL, 16, 1), (MODEL, 40, 4)):
+        model = load_model(name)
+        how = Inversion(init="noise", size=SIDE, steps=steps, tries=tries)
+        outcome = inverted(model, images[numbers], how)
+        with torch.no_grad():
+            z = F.cosine_similarity(
+                embed_images(model, outcome), embed_images(model, images[numbers])
+            )
+        line: dict[str, Any] = {
+            "pictures": f"{name}, {steps} steps, {tries} tries",
+            **shares(ranks(judge, outcome, choices, numbers)),
+            "similarity to z_i": z.mean().item(),
+        }
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+    return lines
+
+
+def variations(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
+    """Compare variations with their sources, beside random pictures of the sources' groups."""
+    model = load_model(MODEL)
+    pictures, images = held_out(work, CHOICES)
+    pixels, everything = corpus.load(work)
+    numbers = torch.arange(0, len(pictures), max(1, len(pictures) // count))[:count]
+    generator = torch.Generator().manual_seed(0)
+    others = []
+    for number in numbers.tolist():
+        same = [
+            each.index
+            for each in everything
+            if each.group == pictures[number].group and each.caption != pictures[number].caption
+        ]
+        others.append(same[int(torch.randint(len(same), (1,), generator=generator))])
+    rgba = torch.from_numpy(pixels[others])
+    random = Pictures(rgba, rgba.shape[1]).plain(torch.arange(len(others)))
+    sources = judge.embed_images(images[numbers])
+    lines = []
+    for closeness in (0.0, 0.5, 1.0):
+        how = Inversion(seed=1, size=SIDE, closeness=closeness, tries=1)
+        z = judge.embed_images(inverted(model, images[numbers], how))
+        lines.append(
+            {
+                "pictures": f"variations, closeness {closeness:g}",
+                "similarity to the source": (z * sources).sum(dim=1).mean().item(),
+            }
+        )
+    of_random = (judge.embed_images(random) * sources).sum(dim=1)
+    label = "random pictures of the same group"
+    return [*lines, {"pictures": label, "similarity to the source": of_random.mean().item()}]
+
+
+def diffs(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
+    """Edit held-out pictures towards another caption, and say how far the judge follows."""
+    pictures, images = held_out(work, CHOICES)
+    step = max(1, len(pictures) // count)
+    numbers = list(range(0, len(pictures), step))[:count]
+    captions = [picture.caption for picture in pictures]
+    # The new text is that of a picture half the list away: of another kind.
+    texts = [(captions[i], captions[(i + len(captions) // 2) % len(captions)]) for i in numbers]
+    old, new = (judge.embed_texts([pair[k] for pair in texts]) for k in (0, 1))
+    lines = []
+    for name in (VANILLA, MODEL):
+        model = load_model(name)
+        drawn_ = torch.stack(
+            [
+                edit(to_pil(images[i]), pair, model, Inversion(size=SIDE, closeness=1.0),
+                     strengths=STRENGTHS, options=QUIET).images
+                for i, pair in zip(numbers, texts, strict=True)
+            ]
+        )  # fmt: skip
+        z = judge.embed_images(drawn_.flatten(0, 1)).view(len(numbers), len(STRENGTHS), -1)
+        towards, away = ((z * each[:, None]).sum(dim=2) for each in (new, old))
+        balance = towards - away
+        rising = (balance[:, 1:] > balance[:, :-1]).all(dim=1).float().mean().item()
+        for place, strength in enumerate(STRENGTHS):
+            lines.append(
+                {
+                    "model": name,
+                    "strength": strength,
+                    "similarity to the new text": towards[:, place].mean().item(),
+                    "to the old": away[:, place].mean().item(),
+                    "nearer to the new": (balance[:, place] > 0).float().mean().item(),
+                    "rises at every strength": rising,
+                }
+            )
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure the parts that were asked for, and keep them beside the others."""
+    path = RESULTS / f"{NAME}.json"
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    judge = Judge.load() if set(options.parts) != {"gap"} else None
+    for part in options.parts:
+        if part == "gap":
+            figures[part] = gap(options.work, options.priors)
+        else:
+            assert judge is not None
+            figures[part] = {
+                "priors": lambda: with_priors(judge, options.priors, options.prompts),
+                "inversion": lambda: inversion(judge, options.work, options.pictures),
+                "variations": lambda: variations(judge, options.work, options.pictures),
+                "diffs": lambda: diffs(judge, options.work, options.edits),
+            }[part]()
+        figures["settings"] = {
+            **figures.get("settings", {}),
+            part: f"{options.prompts} prompts a group, {options.pictures} pictures, "
+            f"{options.edits} edits, {SIDE} × {SIDE}",
+        }
+        keep(NAME, figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="+", choices=("gap", "priors", "inversion", "variations",
+                                                     "diffs"))  # fmt: skip
+    parser.add_argument("--prompts", type=int, default=24, help="of each group")
+    parser.add_argument("--pictures", type=int, default=50, help="that are inverted")
+    parser.add_argument("--edits", type=int, default=24, help="pictures that are edited")
+    parser.add_argument("--work", type=Path, default=Path("build/weights"))
+    parser.add_argument("--priors", type=Path, default=Path("build/priors"))
+    main(parser.parse_args())
