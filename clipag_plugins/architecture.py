@@ -11,6 +11,7 @@ from .base import CLIP_MEAN, CLIP_STD, ClipagModel, ImageTower, Preprocessing, T
 from .checkpoint import activation, clean, infer_config, open_clip_names
 from .errors import ClipagError
 from .model_config import DEEPEST, LARGEST_SIDE, Settings, check_config
+from .streams import draw_nothing
 from .transformer import initialize_text_parameters
 from .vit import CLIP, Shape
 
@@ -84,7 +85,7 @@ def from_config(
         load_weights(plain, state, what)
         return plain
     # Compare shapes before memory is allocated: a hostile config may ask for more than there is.
-    with torch.device("meta"):
+    with torch.device("meta"), draw_nothing():
         shapes = OpenClip(config, name, what).weights()
     check_tensors(shapes, state, what)
     model = OpenClip(config, name, what)
@@ -157,7 +158,7 @@ def _plain(config: dict[str, Any], what: str, name: str) -> CLIP:
         transformer_mlp_width=int(text_width * text.ratio("mlp_ratio", 4)),
         quick_gelu=top.flag("quick_gelu"),
     )
-    with torch.device("meta"):
+    with torch.device("meta"), draw_nothing():
         return CLIP.from_shape(shape, name, config)
 
 
@@ -302,5 +303,13 @@ def check_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
                 f"{what} has another architecture: {key} is {tuple(state[key].shape)}, "
                 f"not {tuple(tensor.shape)}."
             )
-        if not torch.isfinite(state[key]).all():
+        if not is_finite(state[key]):
             raise ClipagError(f"{what} is damaged: {key} holds values that are not finite.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Say whether all values of a tensor are finite."""
+    if not tensor.is_floating_point() or tensor.element_size() == 1 or tensor.numel() == 0:
+        return bool(tensor.isfinite().all())
+    # One pass instead of four. The extremes of anything with NaN are NaN.
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())

@@ -65,6 +65,9 @@ def get_pairs(word: tuple[str, ...]) -> set[tuple[str, str]]:
 
 def basic_clean(text: str) -> str:
     """Repair broken Unicode and resolve HTML entities, twice as OpenAI does."""
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text.strip()  # nothing to repair: ftfy takes longer to import than the rest
+
     import ftfy
 
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()

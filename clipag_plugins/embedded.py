@@ -12,6 +12,7 @@ from torch import Tensor
 from . import architecture, download, mini, quantization
 from .base import ClipagModel
 from .errors import ClipagError
+from .streams import draw_nothing
 
 FOLDER = Path(__file__).parent / "weights"
 
@@ -35,7 +36,8 @@ def load(name: str) -> ClipagModel:
         coarse = read_weights(config["models"][twin]["image"])
         image = {f"fine.{key}": value for key, value in image.items()}
         image |= {f"coarse.{key}": value for key, value in coarse.items()}
-    model = mini.build_model(settings, name, entry["logit_scale"])
+    with draw_nothing():
+        model = mini.build_model(settings, name, entry["logit_scale"])
     architecture.load_weights(model.visual.tower, image, entry["image"]["name"])
     # The models share the text tower and the memory's keys. Each coarse tower has its own values.
     memory = read_weights(config["memory"])

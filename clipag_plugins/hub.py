@@ -17,6 +17,7 @@ from .defaults import MODEL
 from .errors import ClipagError, UnknownModelError
 from .model_config import check_config
 from .registry import MODELS, Source
+from .streams import draw_nothing
 from .vit import convert_weights
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -243,10 +244,11 @@ def _embedded_model(
     """
     check_config(config, what)
     # Compare shapes before memory is allocated: a hostile config may ask for more than there is.
-    with torch.device("meta"):
+    with torch.device("meta"), draw_nothing():
         shapes = mini.build_model(config, name).state_dict()
     architecture.check_tensors(shapes, state, what)
-    model = mini.build_model(config, name)
+    with draw_nothing():
+        model = mini.build_model(config, name)
     architecture.load_weights(model, state, what)
     model.visual.tower.to(memory_format=torch.channels_last)
     return model

@@ -59,5 +59,5 @@ def dequantize(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         tensor = state[name]
         if tensor.ndim == 0 or scale.shape != tensor.shape[:1]:
             raise ClipagError(f"{what} is damaged: {name} has not one scale for each row.")
-        tensors[name] = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
+        tensors[name] = tensor.float().mul_(scale.float().view(-1, *[1] * (tensor.ndim - 1)))
     return tensors

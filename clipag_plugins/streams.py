@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 OpenStream = Callable[[int | None], AbstractContextManager[object]]
@@ -56,6 +56,23 @@ class draw_from(TorchFunctionMode):
         takes_generator = function in RANDOM_FUNCTIONS or "generator" in kwargs
         if takes_generator and kwargs.get("generator") is None:
             kwargs = {**kwargs, "generator": self.generator}
+        return function(*args, **kwargs)
+
+
+class draw_nothing(TorchFunctionMode):
+    """Within the block, modules draw no random weights: they are about to be replaced.
+
+    Their memory stays as it was, and its pages untouched. On the meta device, the first weight that
+    is drawn imports torch's compiler, which takes longer than torch itself.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        is_initializer = getattr(function, "__module__", None) == nn.init.__name__
+        if is_initializer or function in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 
 

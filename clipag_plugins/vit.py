@@ -52,14 +52,14 @@ class VisionTransformer(nn.Module):
         self.conv1 = PatchEmbedding(3, width, patch_size, stride=patch_size, bias=False)
         positions = (input_resolution // patch_size) ** 2 + 1
         scale = width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
+        self.class_embedding = _drawn(scale, width)
+        self.positional_embedding = _drawn(scale, positions, width)
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(
             width, layers, heads, mlp_width=mlp_width, quick_gelu=quick_gelu
         )
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, output_dim))
+        self.proj = _drawn(scale, width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return embeddings (B, output_dim), not normalised."""
@@ -70,6 +70,11 @@ class VisionTransformer(nn.Module):
         x = self.transformer.first_position(x)[0]
         embedding: Tensor = self.ln_post(x) @ self.proj.to(x.dtype)
         return embedding
+
+
+def _drawn(deviation: float, *shape: int) -> nn.Parameter:
+    """Return normally distributed weights. (A product imports the compiler on the meta device.)"""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=deviation))
 
 
 @dataclass(frozen=True)

@@ -264,6 +264,11 @@ def test_other_sizes_are_resampled_inside():
 
 def test_tokens(openai):
     texts = ["A red apple", "Ünïcode €5 & don't 🍎", "x &amp; y", "<|startoftext|> hi", ""]
+    texts += [
+        "".join(map(chr, range(32, 38))),
+        " ".join(map(chr, range(39, 80))),
+        "X[ \\] y^_`{|}~ ",
+    ]
     assert torch.equal(clip.tokenize(texts), openai.tokenize(texts).int())
     ours, theirs = clip.simple_tokenizer.SimpleTokenizer(), openai.clip._tokenizer
     assert ours.encoder == theirs.encoder and ours.decoder == theirs.decoder

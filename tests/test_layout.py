@@ -140,6 +140,22 @@ print([module for module in slow if module in sys.modules], file=sys.stderr)
     assert result.stderr == "[]\n"
 
 
+@pytest.mark.slow
+def test_a_picture_needs_no_slow_library(tmp_path):
+    code = f"""
+import sys
+from clipag_plugins.cli import main
+from clipag_plugins.clip.model import CLIP, build_model
+weights = CLIP(16, 32, 1, 64, 8, 77, 300, 64, 1, 1).state_dict()
+assert build_model(weights).visual.proj.equal(weights["visual.proj"])
+main(["generate", "a fox", "--steps", "1", "--tries", "1", "--out", {str(tmp_path / "fox.png")!r}])
+slow = ("torch._dynamo", "torch._inductor", "sympy", "torchvision", "kornia", "scipy", "ftfy")
+print([module for module in slow if module in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr
+
+
 def functions():
     """Yield the module, dotted name and syntax tree of every function and method."""
 

@@ -23,6 +23,7 @@ from clipag_plugins.defaults import PUBLIC_VQGANS, VQGAN
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.files import write_beside
 from clipag_plugins.integrations.vqgan.taming import taming
+from clipag_plugins.streams import draw_nothing
 
 # The loaded copies of the embedded model. taming's class has no attribute that could say this.
 _embedded_models: WeakSet[nn.Module] = WeakSet()
@@ -240,7 +241,7 @@ def _empty(kind: str, params: Any, what: str) -> nn.Module:
         if kind == "GumbelVQ":
             arguments["temperature_scheduler_config"] = unused
         # taming prints the shape of every decoder that it makes.
-        with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+        with torch.device("meta"), draw_nothing(), contextlib.redirect_stdout(io.StringIO()):
             model: nn.Module = getattr(models, kind)(**arguments)
         channels = (shape["in_channels"], shape["out_ch"])
     # taming does not check its arguments, so a bad config may raise any of these.
