@@ -454,6 +454,52 @@ def retrieval(figures: Figures) -> Cells:
         yield f"`{model}`", *(percent(figures[model][key], 1) for key in keys)
 
 
+@table("python -m benchmarks.unclip gap", "unclip_gap")
+def unclip_gap(figures: Figures) -> Cells:
+    """How near priors and other guesses come to true image embeddings."""
+    columns = ("squared distance", "similarity", "centred similarity")
+    yield "pictures", "guess", *columns
+    for row in figures["rows"]:
+        yield row["pictures"], row["guess"], *(f"{row[column]:.3f}" for column in columns)
+
+
+@table("python -m benchmarks.unclip priors", "unclip_priors")
+def unclip_priors(figures: Figures) -> Cells:
+    """Pictures with each prior and with none."""
+    groups = list(dict.fromkeys(row["prompts"] for row in figures["rows"]))
+    yield "drawn towards", *groups
+    for target in dict.fromkeys(row["target"] for row in figures["rows"]):
+        cells = (select(figures, prompts=group, target=target) for group in groups)
+        yield target, *(r_precision(cell) for cell in cells)
+
+
+@table("python -m benchmarks.unclip inversion", "unclip_inversion")
+def unclip_inversion(figures: Figures) -> Cells:
+    """How often the judge finds the source's caption for an inversion."""
+    yield "pictures", "caption first / among 5", "similarity to z_i"
+    for row in figures["rows"]:
+        similarity = row.get("similarity to z_i")
+        yield row["pictures"], r_precision(row), "" if similarity is None else f"{similarity:.2f}"
+
+
+@table("python -m benchmarks.unclip variations", "unclip_variations")
+def unclip_variations(figures: Figures) -> Cells:
+    """How like their sources variations are."""
+    yield "pictures", "similarity to the source"
+    for row in figures["rows"]:
+        yield row["pictures"], f"{row['similarity to the source']:.3f}"
+
+
+@table("python -m benchmarks.unclip diffs", "unclip_diffs")
+def unclip_diffs(figures: Figures) -> Cells:
+    """What the judge says of text diffs of growing strength."""
+    yield "model", "strength", "similarity to the new text", "to the old", "nearer to the new"
+    for row in figures["rows"]:
+        to_new, to_old = row["similarity to the new text"], row["to the old"]
+        nearer = percent(row["nearer to the new"])
+        yield f"`{row['model']}`", f"{row['strength']:g}", f"{to_new:.3f}", f"{to_old:.3f}", nearer
+
+
 PEERS = ("open_clip", "clip-anytorch")
 
 

@@ -7,7 +7,7 @@
 
 `--work` is the folder of the corpus; `--priors` holds what `clipag prior` trained on its training
 pictures, in folders that are called as the kinds. The judge has guided nothing and shares no
-weights with the models. Each part is kept in the same file.
+weights with the models. Each part is kept in a file of its own.
 """
 
 import argparse
@@ -35,12 +35,11 @@ from clipag_plugins.prior.network import KINDS, Prior, condition_of
 from clipag_plugins.sampler import sample, settings_for
 from clipag_plugins.targets import Target, text_embeddings
 
-from . import RESULTS, keep
+from . import keep_table
 from .common import evenly, first_of_each
 from .groups import prompts_of
 from .judge import Judge
 
-NAME = "unclip"
 MODEL, VANILLA = "clipag-mini", "clip-mini"
 GROUPS = ("seen", "imagenet", "neither", "sentences")
 CHOICES = 100  # captions that the judge chooses from
@@ -286,27 +285,18 @@ def diffs(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure the parts that were asked for, and keep them beside the others."""
-    path = RESULTS / f"{NAME}.json"
-    figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Measure the parts that were asked for, and keep each as a table of its own."""
     judge = Judge.load() if set(options.parts) != {"gap"} else None
     for part in options.parts:
+        count = {"priors": options.prompts, "diffs": options.edits}.get(part, options.pictures)
         if part == "gap":
-            figures[part] = gap(options.work, options.priors)
-        else:
-            assert judge is not None
-            figures[part] = {
-                "priors": lambda: with_priors(judge, options.priors, options.prompts),
-                "inversion": lambda: inversion(judge, options.work, options.pictures),
-                "variations": lambda: variations(judge, options.work, options.pictures),
-                "diffs": lambda: diffs(judge, options.work, options.edits),
-            }[part]()
-        figures["settings"] = {
-            **figures.get("settings", {}),
-            part: f"{options.prompts} prompts a group, {options.pictures} pictures, "
-            f"{options.edits} edits, {SIDE} × {SIDE}",
-        }
-        keep(NAME, figures)
+            lines = gap(options.work, options.priors)
+        elif judge is not None and part == "priors":
+            lines = with_priors(judge, options.priors, count)
+        elif judge is not None:
+            measure = {"inversion": inversion, "variations": variations, "diffs": diffs}[part]
+            lines = measure(judge, options.work, count)
+        keep_table(f"unclip_{part}", {} if part == "gap" else {"count": count, "side": SIDE}, lines)
 
 
 if __name__ == "__main__":

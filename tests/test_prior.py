@@ -185,6 +185,16 @@ def test_each_seed_has_an_embedding_of_its_own(model, untrained):
     torch.testing.assert_close(alone[0].embedding, embeddings[3], atol=1e-3, rtol=0)
 
 
+@pytest.mark.skipif(find_spec("diffusers") is None, reason="needs diffusers")
+def test_the_embedded_prior_comes_nearer_to_pictures_than_texts_do(model, held_out):
+    captions, images = (each[::4] for each in held_out)
+    prior, z = load_prior("diffusion", model), embed_images(model, images)
+    drawn = sample_embeddings(prior, model, captions, [0])[:, 0]
+    z_t = condition_of(model, captions).embeddings
+    of_drawn, of_texts = (F.cosine_similarity(each, z).mean() for each in (drawn, z_t))
+    assert of_drawn > of_texts + 0.15
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -203,7 +213,8 @@ def test_shapes_that_are_impossible(changes, message):
     ("prior", "message"),
     [
         ("absent.safetensors", "--prior is 'absent.safetensors', and there is no such file"),
-        ("diffusion", "No diffusion prior comes with this package yet"),
+        ("autoregressive", "No autoregressive prior comes with this package"),
+        ("diffusion", "comes with this package is clipag-mini's, not clip-mini's"),
         ("text.safetensors", "text.safetensors is not a prior"),
         ("other.safetensors", "other.safetensors is not a prior"),
         ("untrained.safetensors", "another image tower than that of clip-mini"),

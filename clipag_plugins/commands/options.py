@@ -119,9 +119,9 @@ def add_run_options(command: argparse.ArgumentParser, has_bare_video: bool = Fal
     add("--truncate", action="store_true", help="cut prompts of more than 77 tokens")
     add(
         "--prior",
-        metavar="FILE",
-        help="a prior that clipag prior trained: draws an image embedding of each prompt, to guide "
-        "towards instead of the text's",
+        metavar="diffusion|FILE",
+        help="draw an image embedding of each prompt, to guide towards instead of the text's, by "
+        "clipag-mini's own prior or by one that clipag prior trained",
     )
     add_recording(command, has_bare_video)
     add_computing(command)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..base import ClipagModel
+from ..embedded import checked_path, read_config
 from ..errors import ClipagError
 from ..files import write_beside
 from ..quantization import dequantize, quantize
@@ -59,20 +60,37 @@ def _save(network: nn.Module, shape: Mapping[str, str], model: ClipagModel, path
 
 
 def load_prior(path: str | Path, model: ClipagModel) -> Prior:
-    """Load a prior that `clipag prior` trained, frozen, in float32, on the model's device.
+    """Load a prior, frozen, in float32, on the model's device.
+
+    Args:
+        path: a file that `clipag prior` wrote, or the kind of a prior that comes with the package.
+        model: whose embeddings it draws.
 
     Raises:
-        ClipagError: there is no such file, it is not a prior, or it is another model's.
+        ClipagError: there is no such prior, it is not a prior, or it is another model's.
     """
-    path = Path(path)
+    path = _embedded_path(str(path), model) if str(path) in KINDS else Path(path)
     if not path.is_file():
         raise ClipagError(
             f"`prior` is {str(path)!r}, and there is no such file: train one by clipag prior."
-            if str(path) not in KINDS
-            else f"No {path} prior comes with this package yet: train one by clipag prior, and "
-            "name its file."
         )
     return _load(path, PRIOR, lambda shape: build(Shape(**shape)), model)
+
+
+def _embedded_path(kind: str, model: ClipagModel) -> Path:
+    """Return the file of the prior of a kind that comes with the package, after checking it."""
+    entry = read_config().get("priors", {}).get(kind)
+    if entry is None:
+        raise ClipagError(
+            f"No {kind} prior comes with this package: train one by clipag prior, and name its "
+            "file."
+        )
+    if model.name != entry["model"]:
+        raise ClipagError(
+            f"The {kind} prior that comes with this package is {entry['model']}'s, not "
+            f"{model.name}'s: guide by {entry['model']}, or train one by clipag prior."
+        )
+    return checked_path(entry)
 
 
 def load_decoder(path: str | Path, model: ClipagModel) -> Decoder:

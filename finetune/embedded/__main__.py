@@ -38,7 +38,7 @@ STAGES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 
 def main(work: Path, out: Path, minutes: float) -> None:
-    """Run every stage whose result is missing, then export.
+    """Run every stage whose result is missing, then export, and train the prior.
 
     Args:
         work: folder of the stages' results.
@@ -50,7 +50,8 @@ def main(work: Path, out: Path, minutes: float) -> None:
         if not (work / result).exists():
             more = ("--minutes", str(minutes)) if module == "robust_tower" else ()
             _run(module, *(argument.format(work=work) for argument in arguments), *more)
-    _run("export", "--work", str(work), "--out", str(out))
+    for module in ("export", "prior"):
+        _run(module, "--work", str(work), "--out", str(out))
 
 
 def _run(module: str, *arguments: str) -> None:
