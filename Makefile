@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 WORK   ?= build/weights
+OLDEST ?= build/oldest
 
 # One worker for each core, if there are 4 GB of memory for each.
 WORKERS ?= 2
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: demo check test test-studio api lint weights judge figures clean
+.PHONY: demo check test test-oldest test-studio dist api lint weights judge figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/clipag generate "a red apple" --out apple.png
@@ -22,6 +23,16 @@ check: lint
 test: $(VENV)/installed-test
 	$(PYTEST) --ignore tests/test_fuzz.py
 	$(PYTEST) tests/test_fuzz.py
+
+# The fast tests with the oldest torch that pyproject.toml allows, in an environment of its own.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+# The wheel and the source archive, in dist.
+dist: $(VENV)/installed-dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # The studio's page, in Chromium, which must be on the machine.
 test-studio: $(VENV)/installed-test $(VENV)/installed-test-studio
@@ -59,6 +70,13 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[test]"
 	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet torch==2.6.0 torchvision==0.21.0
+	$(OLDEST)/bin/pip install --quiet --editable ".[test]"
+	$(OLDEST)/bin/pip install --quiet --no-deps torchattacks==3.5.1
 	touch $@
 
 $(VENV)/installed-%: $(VENV)/installed

@@ -5,19 +5,16 @@ Commands run as they stand, but with fewer steps, on pictures with the names tha
 
 import argparse
 import re
-import shutil
 import subprocess
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from test_documents import ROOT, TEXTS, blocks, shell_lines
 
 import clipag_plugins as clip
-from clipag_plugins import canvas, embedded
+from benchmarks import ROOT
+from benchmarks.documents import LINES_ELSEWHERE, TEXTS, blocks, commands, shell_lines, write_files
+from clipag_plugins import canvas
 from clipag_plugins.commands import options as command_options
-from clipag_plugins.publish import save_pretrained
 
 # Options that make a command quick. The last value of an option counts.
 ASCENT = "--steps 1 --size 32 --tries 1 --views 1 --init noise"
@@ -37,25 +34,6 @@ QUICK = {
     "typographic": ASCENT,
 }
 
-# Lines that do not run here, by their first words.
-LINES_ELSEWHERE = {
-    "pip install": "fetches packages; test_package.py installs the wheel",
-    "make": "the tests themselves, or hours",
-    ".venv/bin/python -m pytest": "the tests themselves",
-    "python -m benchmarks.comfyui": "needs a clone of ComfyUI; test_comfyui_server.py",
-    "python -m clipag_plugins.finetune.embedded.starts": "needs a data set; test_embedded.py",
-    "torchrun": "needs eight GPUs; test_finetune_gradient.py has two processes",
-    "head=$(scontrol": "needs a cluster",
-    "srun": "needs a cluster",
-    "clipag run": "scripts of others; test_shims.py has such",
-    "clipag finetune": "minutes; test_finetune_runs.py",
-    "clipag prior": "minutes; test_prior.py",
-    "clipag generate a red apple --prior": "needs a prior; test_prior.py",
-    "clipag convert": "fetches a model; test_checkpoints.py",
-    "clipag comfyui": "needs ComfyUI; test_comfyui.py",
-    "clipag studio": "serves until Ctrl-C; test_studio_page.py",
-}
-
 # Blocks of Python that do not run here, by words of theirs.
 BLOCKS_ELSEWHERE = {
     "ClipagGuidance": "needs a pipeline of diffusers; test_diffusion.py",
@@ -69,50 +47,28 @@ FEWER = {
     "steps=4": "steps=1, tries=1",
 }
 
-LINES = [(name, " ".join(words), words) for name in TEXTS for words in shell_lines(TEXTS[name])]
 PYTHON = [(name, code) for name in TEXTS for code in blocks(TEXTS[name], "python")]
 
 
-def is_elsewhere(line):
-    return any(line.startswith(words) for words in LINES_ELSEWHERE)
-
-
 def test_the_lists_name_only_what_the_documents_have():
+    lines = [" ".join(words) for text in TEXTS.values() for words in shell_lines(text)]
     for words in LINES_ELSEWHERE:
-        assert any(line.startswith(words) for _, line, _ in LINES), words
+        assert any(line.startswith(words) for line in lines), words
     for words in BLOCKS_ELSEWHERE:
         assert any(words in code for _, code in PYTHON), words
-    commands = {words[1] for _, line, words in LINES if not is_elsewhere(line)}
-    assert commands == set(QUICK)
+    assert {words[1] for _, words in commands()} == set(QUICK)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, model):
-    """A folder with the files that the documents name."""
-    folder = tmp_path_factory.mktemp("blocks")
-    (folder / "examples").mkdir()
-    cat = ROOT / "examples" / "cat-face.png"
-    shutil.copy(cat, folder / "examples")
-    with Image.open(cat) as file:
-        picture = file.convert("RGB")
-    for name in ("photo.jpg", "cat.jpg", "dog.jpg", "bear.jpg", "apple.jpg", "apple.png"):
-        picture.save(folder / name)
-    for name in ("pictures", "photos"):
-        (folder / name).mkdir()
-        for number in range(4):
-            picture.rotate(90 * number).save(folder / name / f"{number}.png")
-    (folder / "prompts.txt").write_text("a cat\na dog\na bear\nan apple\n")
-    np.save(folder / "embeddings.npy", np.random.default_rng(0).normal(size=(2, 384)))
-    shutil.copy(embedded.checked_path(embedded.read_config()["gmm"]), folder / "tiny.safetensors")
-    save_pretrained(model, folder / "runs" / "mini" / "model")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks") / "work"
+    write_files(folder)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "line", "words"), [each for each in LINES if not is_elsewhere(each[1])]
-)
-def test_a_command_runs(run, folder, name, line, words):
+@pytest.mark.parametrize(("name", "words"), list(commands()))
+def test_a_command_runs(run, folder, name, words):
     result = run(*words[1:], *QUICK[words[1]].split(), cwd=folder)
     assert result.returncode == 0, result.stderr
 

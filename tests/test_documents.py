@@ -1,40 +1,21 @@
 """README and docs/: no dead link, commands that parse, code that compiles, current tables."""
 
 import re
-import shlex
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from test_layout import LAYER_OF, MODULES
 
 import clipag_plugins as clip
-from benchmarks import report
+from benchmarks import ROOT, report
+from benchmarks.documents import FENCE, TEXTS, blocks, shell_lines
 from clipag_plugins import cli, registry
-
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "finetune" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in DOCUMENTS}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(text, *languages):
-    """Return the fenced code blocks in these languages; shell commands have none or "bash"."""
-    return [code for language, code in FENCE.findall(text) if language in languages]
 
 
 def headings(text):
     """Return the anchors that GitHub gives a document's headings."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def shell_lines(text):
-    for code in blocks(text, "", "bash"):
-        for line in code.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words:
-                yield words
 
 
 def test_the_readme_is_short_and_names_the_tests_command():
@@ -69,7 +50,7 @@ def test_links_lead_somewhere(name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_commands_are_commands(name):
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for words in shell_lines(TEXTS[name]):
         if words[0] == "clipag":
             cli.parser().parse_args(words[1:])  # exits with a message if it is wrong

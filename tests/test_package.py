@@ -86,6 +86,10 @@ def test_a_wheel_has_every_module_and_data_file_once(wheel):
         assert name in names
 
 
+def test_the_wheel_is_small_enough_for_the_registry(wheel):
+    assert wheel.stat().st_size <= 45_000_000
+
+
 def test_a_checkout_without_links_gives_the_same_wheel(wheel, tmp_path):
     (tmp_path / "tree").mkdir()
     other = build("wheel", copied_tree(tmp_path / "tree", links=False), tmp_path)
