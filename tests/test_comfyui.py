@@ -20,6 +20,7 @@ import clipag_plugins as clip
 from clipag_plugins.integrations.comfyui import NODE_CLASS_MAPPINGS as NODES
 from clipag_plugins.integrations.comfyui import NODE_DISPLAY_NAME_MAPPINGS
 from clipag_plugins.integrations.comfyui.goals import Part
+from clipag_plugins.integrations.comfyui.guidance import noise_of
 from clipag_plugins.integrations.comfyui.host import Managed, thaw
 from clipag_plugins.integrations.comfyui.images import image_of, pictures_of
 from clipag_plugins.integrations.comfyui.install import WORKFLOWS
@@ -256,7 +257,9 @@ def test_heat_maps_are_masks(loaded, photo):
 class Diffusion:
     """What the guide calls of ComfyUI's MODEL; the real one is in `benchmarks/comfyui.py`."""
 
-    model_sampling = SimpleNamespace(percent_to_sigma=lambda share: 10 * (1 - share))
+    model_sampling = SimpleNamespace(
+        percent_to_sigma=lambda share: 10 * (1 - share), sigma_max=10
+    )  # fmt: skip
 
     def clone(self):
         return Diffusion()
@@ -296,7 +299,7 @@ def test_guided_latents_come_nearer_to_the_target(loaded, apple, vae, model):
         latents = torch.randn(2, vae.latent_channels, 6, 8, generator=torch.Generator()) * 2
     (guided,) = run_node(
         "ClipagGuideDiffusion", diffusion=Diffusion(), vae=vae, model=loaded, target=apple,
-        strength=0.2, end_percent=0.55, every=2, views=4,
+        strength=0.02, end_percent=0.55, every=2, views=4,
     )  # fmt: skip
     guide = clip.Guide(model, [[clip.text_target(model, "a red apple")]] * 2)
 
@@ -313,7 +316,15 @@ def test_guided_latents_come_nearer_to_the_target(loaded, apple, vae, model):
     assert torch.equal(moved, again) and moved.shape == latents.shape
     assert loss(moved) < loss(latents)
     length = (moved - latents).square().mean(dim=(1, 2, 3)).sqrt()
-    assert torch.allclose(length, 0.2 * latents.std(dim=(1, 2, 3)), rtol=1e-3)
+    # Eight times as long as without noise, since the noise of this step is 8.
+    assert torch.allclose(length, 0.02 * 8 * latents.std(dim=(1, 2, 3)), rtol=1e-3)
+
+
+def test_flow_models_tell_noise_as_a_share():
+    stable, flow = SimpleNamespace(sigma_max=14.6), SimpleNamespace(sigma_max=torch.tensor(1.0))
+    assert noise_of(stable, 3.0) == 3 and noise_of(stable, 0.5) == 0.5
+    assert noise_of(flow, 0.75) == 3 and noise_of(flow, 0.2) == 0.25
+    assert 10 < noise_of(flow, 1.0) < 20
 
 
 def test_latents_of_another_vae_are_refused(loaded, apple, vae):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clipag_plugins.base import ClipagModel
 
 DEFAULT_STRENGTH = 0.05
+MOST_NOISE = 15.0  # about Stable Diffusion's; flow models start from noise alone
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class GuidanceWidgets:
         DEFAULT_STRENGTH,
         0,
         10,
-        "Length of each move, as a share of the latent's deviation.",
+        "Length of each move, as a share of the latent's deviation, or of the noise's if that is "
+        "greater.",
     )
     start_percent: float = number(0.0, 0, 1, "Share of the schedule before the first guided step.")
     end_percent: float = number(1.0, 0, 1, "Share of the schedule after which no step is guided.")
@@ -122,10 +124,15 @@ class Guidance:
         )
         if not last <= sigma <= first or step % self.widgets.every or not self.widgets.strength:
             return latents
-        return self._moved(latents, step, arguments["model"].process_latent_out)
+        strength = self.widgets.strength * max(1, noise_of(sampling, sigma))
+        return self._moved(latents, step, strength, arguments["model"].process_latent_out)
 
     def _moved(
-        self, latents: "Tensor", step: int, process_out: Callable[["Tensor"], "Tensor"]
+        self,
+        latents: "Tensor",
+        step: int,
+        strength: float,
+        process_out: Callable[["Tensor"], "Tensor"],
     ) -> "Tensor":
         """Return latents moved along the gradient of a guide with the views of this step."""
         import torch
@@ -157,7 +164,22 @@ class Guidance:
             options=self.model.options,
         )
         with draw_from(torch.Generator().manual_seed(self.widgets.view_seed + step)):
-            return moved(latents, decode, guide, self.widgets.strength)
+            return moved(latents, decode, guide, strength)
+
+
+def noise_of(sampling: Any, sigma: float) -> float:
+    """Return the deviation of the noise in noisy latents, in units of the clean latents'.
+
+    Moves are as long as this share of the noise, or they would be lost in it: a step that leaves
+    much noise keeps little of the predicted clean latents.
+
+    Args:
+        sampling: ComfyUI's `model_sampling`.
+        sigma: of the step. That of flow models is at most 1, and the latents' share is 1 − sigma.
+    """
+    if float(sampling.sigma_max) > 1:
+        return sigma
+    return min(sigma / max(1 - sigma, 1e-6), MOST_NOISE)
 
 
 def moved(
