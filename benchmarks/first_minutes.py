@@ -54,13 +54,17 @@ def installed(wheel: Path, folder: Path) -> Environment:
     home = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
     scripts = Path(sysconfig.get_path("scripts", "venv", home))
     site = Path(sysconfig.get_path("purelib", "venv", home))
+    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
+    environment = Environment(scripts, folder / "work")
+    # pip would take the clone, or an editable installation among the libraries, for the wheel's.
+    subprocess.run(
+        [*pip, "--quiet", "--no-deps", "--no-index", str(wheel.absolute())], check=True,
+        cwd=folder, env=environment.variables(),
+    )  # fmt: skip
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     (site / "libraries.pth").write_text("\n".join(libraries))
-    pip = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
-    subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
-    work = folder / "work"
-    write_files(work)
-    return Environment(scripts, work)
+    write_files(environment.folder)
+    return environment
 
 
 def timed(environment: Environment, line: str) -> dict[str, object]:

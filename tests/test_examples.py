@@ -29,7 +29,7 @@ def test_a_notebook_is_short_and_has_its_outputs(path):
     assert sum(len(cell.source.splitlines()) for cell in cells) <= 40
     assert all(cell.execution_count for cell in cells)
     assert any("image/png" in formats(cell) for cell in cells)
-    assert path.stat().st_size < 600_000
+    assert path.stat().st_size < 350_000
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
 
 
