@@ -1,9 +1,9 @@
 """unCLIP without a decoder: priors, inversions, variations and text diffs, by the judge.
 
     python -m benchmarks.unclip gap                  # priors' samples beside true embeddings
-    python -m benchmarks.unclip priors               # pictures with each prior and with none
+    python -m benchmarks.unclip priors diversity     # pictures with each prior and with none
     python -m benchmarks.unclip inversion variations diffs
-    python -m benchmarks.unclip priors --prompts 100 # as many prompts of each group
+    python -m benchmarks.unclip priors --count 100   # all prompts of each group
 
 `--work` is the folder of the corpus; `--priors` holds what `clipag prior` trained on its training
 pictures, in folders that are called as the kinds. The judge has guided nothing and shares no
@@ -45,7 +45,9 @@ GROUPS = ("seen", "imagenet", "neither", "sentences")
 CHOICES = 100  # captions that the judge chooses from
 SIDE = 96  # pixels of the pictures
 BATCH = 12
-STEPS, SEEDS, DIVERSE = 16, 3, 4  # updates; seeds, and prompts of each group, for the diversity
+STEPS, VIEWS = 12, 2  # fewer than the defaults, to draw many pictures on a CPU
+INVERSION_STEPS = 24  # noise is a far start
+SEEDS = 4  # of each prompt, for the diversity
 QUIET = RunOptions(progress=False)
 STRENGTHS = (0.0, 0.2, 0.4, 0.6)
 Ways = dict[str, Callable[[Sequence[str], Sequence[int]], Tensor]]
@@ -117,7 +119,7 @@ def gap(work: Path, priors: Path) -> list[dict[str, Any]]:
 
 def drawn(model: ClipagModel, embeddings: Tensor, seed: int) -> Tensor:
     """Draw pictures (N, 3, S, S) of embeddings (N, D), in one try each."""
-    settings = settings_for(model, steps=STEPS, tries=1)
+    settings = settings_for(model, steps=STEPS, views=VIEWS, tries=1)
     parts = [
         sample([[Target(each)] for each in chunk], model, settings, seed=seed, size=SIDE,
                options=QUIET).images
@@ -140,33 +142,42 @@ def shares(rank: Tensor) -> dict[str, float]:
     }
 
 
-def with_priors(judge: Judge, priors: Path, count: int) -> list[dict[str, Any]]:
+def with_priors(judge: Judge, ways: Ways, count: int) -> list[dict[str, Any]]:
     """Draw prompts of each group towards what each way makes of them, and judge the pictures."""
     model = load_model(MODEL)
-    ways = ways_to_targets(model, priors)
     lines = []
     for group in GROUPS:
         choices = prompts_of(group)
-        numbers = torch.arange(0, len(choices), max(1, len(choices) // count))[:count]
+        numbers = evenly_from(len(choices), count)
         prompts = [choices[number] for number in numbers.tolist()]
         for name, way in ways.items():
             images = drawn(model, way(prompts, [0])[:, 0], 0)
             rank = ranks(judge, images, choices, numbers)
-            embeddings = way(prompts[:DIVERSE], range(SEEDS))
-            z = judge.embed_images(
-                torch.cat([drawn(model, embeddings[:, seed], seed) for seed in range(SEEDS)])
-            ).view(SEEDS, -1, judge.head.prototypes.shape[1])
-            pairs = torch.einsum("apd,bpd->abp", z, z)
-            unlike = 1 - pairs[torch.triu_indices(SEEDS, SEEDS, 1).unbind()].mean().item()
-            line: dict[str, Any] = {
-                "prompts": group,
-                "target": name,
-                **shares(rank),
-                "diversity": unlike,
-            }
+            line: dict[str, Any] = {"prompts": group, "target": name, **shares(rank)}
             print(json.dumps(line), flush=True)
             lines.append(line)
     return lines
+
+
+def diversity(judge: Judge, ways: Ways, count: int) -> list[dict[str, Any]]:
+    """Return how unlike each other the judge finds pictures of one prompt from several seeds."""
+    model = load_model(MODEL)
+    choices = prompts_of("seen")
+    prompts = [choices[number] for number in evenly_from(len(choices), count).tolist()]
+    lines: list[dict[str, Any]] = []
+    for name, way in ways.items():
+        embeddings = way(prompts, range(SEEDS))
+        images = torch.cat([drawn(model, embeddings[:, seed], seed) for seed in range(SEEDS)])
+        z = judge.embed_images(images).unflatten(0, (SEEDS, -1))
+        first, second = torch.triu_indices(SEEDS, SEEDS, 1)
+        cosines = (z[first] * z[second]).sum(dim=2)
+        lines.append({"target": name, "1 - cosine": 1 - cosines.mean().item()})
+    return lines
+
+
+def evenly_from(length: int, count: int) -> Tensor:
+    """Return at most `count` numbers below a length, at equal distances."""
+    return torch.arange(0, length, max(1, length // count))[:count]
 
 
 def held_out(work: Path, count: int) -> tuple[list[corpus.Picture], Tensor]:
@@ -192,20 +203,20 @@ def inversion(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
     """Invert held-out pictures from noise, and let the judge find the sources' captions."""
     pictures, images = held_out(work, CHOICES)
     choices = [picture.caption for picture in pictures]
-    numbers = torch.arange(0, len(choices), max(1, len(choices) // count))[:count]
+    numbers = evenly_from(len(choices), count)
     lines: list[dict[str, Any]] = [
         {"pictures": "the sources", **shares(ranks(judge, images[numbers], choices, numbers))}
     ]
-    for name, steps, tries in ((VANILLA, 16, 1), (MODEL, 16, 1), (MODEL, 40, 4)):
+    for name in (VANILLA, MODEL):
         model = load_model(name)
-        how = Inversion(init="noise", size=SIDE, steps=steps, tries=tries)
+        how = Inversion(init="noise", size=SIDE, steps=INVERSION_STEPS, views=VIEWS, tries=1)
         outcome = inverted(model, images[numbers], how)
         with torch.no_grad():
             z = F.cosine_similarity(
                 embed_images(model, outcome), embed_images(model, images[numbers])
             )
         line: dict[str, Any] = {
-            "pictures": f"{name}, {steps} steps, {tries} tries",
+            "pictures": f"{name}'s inversions",
             **shares(ranks(judge, outcome, choices, numbers)),
             "similarity to z_i": z.mean().item(),
         }
@@ -219,7 +230,7 @@ def variations(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
     model = load_model(MODEL)
     pictures, images = held_out(work, CHOICES)
     pixels, everything = corpus.load(work)
-    numbers = torch.arange(0, len(pictures), max(1, len(pictures) // count))[:count]
+    numbers = evenly_from(len(pictures), count)
     generator = torch.Generator().manual_seed(0)
     others = []
     for number in numbers.tolist():
@@ -234,7 +245,7 @@ def variations(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
     sources = judge.embed_images(images[numbers])
     lines = []
     for closeness in (0.0, 0.5, 1.0):
-        how = Inversion(seed=1, size=SIDE, closeness=closeness, tries=1)
+        how = Inversion(seed=1, size=SIDE, closeness=closeness, steps=STEPS, views=VIEWS, tries=1)
         z = judge.embed_images(inverted(model, images[numbers], how))
         lines.append(
             {
@@ -250,19 +261,18 @@ def variations(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
 def diffs(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
     """Edit held-out pictures towards another caption, and say how far the judge follows."""
     pictures, images = held_out(work, CHOICES)
-    step = max(1, len(pictures) // count)
-    numbers = list(range(0, len(pictures), step))[:count]
+    numbers = evenly_from(len(pictures), count).tolist()
     captions = [picture.caption for picture in pictures]
     # The new text is that of a picture half the list away: of another kind.
     texts = [(captions[i], captions[(i + len(captions) // 2) % len(captions)]) for i in numbers]
     old, new = (judge.embed_texts([pair[k] for pair in texts]) for k in (0, 1))
+    how = Inversion(size=SIDE, closeness=1.0, steps=STEPS, views=VIEWS)
     lines = []
-    for name in (VANILLA, MODEL):
+    for name in (MODEL, VANILLA):
         model = load_model(name)
         drawn_ = torch.stack(
             [
-                edit(to_pil(images[i]), pair, model, Inversion(size=SIDE, closeness=1.0),
-                     strengths=STRENGTHS, options=QUIET).images
+                edit(to_pil(images[i]), pair, model, how, strengths=STRENGTHS, options=QUIET).images
                 for i, pair in zip(numbers, texts, strict=True)
             ]
         )  # fmt: skip
@@ -286,26 +296,35 @@ def diffs(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
 
 def main(options: argparse.Namespace) -> None:
     """Measure the parts that were asked for, and keep each as a table of its own."""
-    judge = Judge.load() if set(options.parts) != {"gap"} else None
-    for part in options.parts:
-        count = {"priors": options.prompts, "diffs": options.edits}.get(part, options.pictures)
-        if part == "gap":
-            lines = gap(options.work, options.priors)
-        elif judge is not None and part == "priors":
-            lines = with_priors(judge, options.priors, count)
-        elif judge is not None:
-            measure = {"inversion": inversion, "variations": variations, "diffs": diffs}[part]
-            lines = measure(judge, options.work, count)
-        keep_table(f"unclip_{part}", {} if part == "gap" else {"count": count, "side": SIDE}, lines)
+    if "gap" in options.parts:
+        keep_table("unclip_gap", {}, gap(options.work, options.priors))
+    parts = [part for part in options.parts if part != "gap"]
+    if not parts:
+        return
+    judge = Judge.load()
+    ways = ways_to_targets(load_model(MODEL), options.priors)
+    if options.targets:
+        ways = {name: ways[name] for name in options.targets}
+    drawing = {"priors": with_priors, "diversity": diversity}
+    changing = {"inversion": inversion, "variations": variations, "diffs": diffs}
+    for part in parts:
+        if part in drawing:
+            lines = drawing[part](judge, ways, options.count)
+        else:
+            lines = changing[part](judge, options.work, options.count)
+        settings = {"count": options.count, "side": SIDE, "steps": STEPS, "views": VIEWS}
+        keep_table(f"unclip_{part}", settings, lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="+", choices=("gap", "priors", "inversion", "variations",
-                                                     "diffs"))  # fmt: skip
-    parser.add_argument("--prompts", type=int, default=24, help="of each group")
-    parser.add_argument("--pictures", type=int, default=50, help="that are inverted")
-    parser.add_argument("--edits", type=int, default=24, help="pictures that are edited")
+    parser.add_argument(
+        "parts",
+        nargs="+",
+        choices=("gap", "priors", "diversity", "inversion", "variations", "diffs"),
+    )
+    parser.add_argument("--count", type=int, default=25, help="prompts of each group, or pictures")
+    parser.add_argument("--targets", nargs="+", metavar="NAME", help="lines of the table to make")
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--priors", type=Path, default=Path("build/priors"))
     main(parser.parse_args())
