@@ -544,13 +544,22 @@ def pictures_speed(figures: Figures) -> Cells:
 @table("python -m benchmarks.speed start same", "speed")
 def speed(figures: Figures) -> Cells:
     """A picture from a cold start, and from the same seed in many processes."""
-    yield '`clipag generate "a red apple" --model clipag-mini`, a whole process', ""
+    yield '`clipag generate "a red apple"`, a whole process', ""
     for label, value in figures["start"].items():
         if label != "load":
             name, _, unit = label.rpartition(", ")
             yield name, f"{value} {unit}"
     same = figures["same"]
     yield f"different pictures of one seed in {same['processes']} processes", str(same["pictures"])
+
+
+@table("python -m benchmarks.speed avx2", "speed")
+def looks_avx2(figures: Figures) -> Cells:
+    """CPU seconds of a look in float32, against the fastest peer's, without AVX-512."""
+    yield f"{figures['avx2']['model']}, views", "of the peer's time", "peer", "of the limit"
+    for look in figures["avx2"]["looks"]:
+        ratio, limit = f"{look['ratio']:.2f}", percent(look["share of the limit"])
+        yield str(look["views"]), ratio, look["fastest peer"].split(",")[0], limit
 
 
 @table("python -m benchmarks.speed looks", "speed")

@@ -1,13 +1,15 @@
 """How long a picture takes from a cold start, and a look, beside the peers.
 
     python -m benchmarks.speed looks
+    python -m benchmarks.speed avx2
     python -m benchmarks.speed start
     python -m benchmarks.speed same
 
 `looks` times ViT-B/32's gradients as `clipag bench` does, but in CPU seconds of one thread, because
-other work on a machine then blurs the ratios least. The implementations take turns. `start` times
-`clipag generate "a red apple"` as a whole process, in CPU seconds too, and beside it, in the same
-run, a process that only imports torch. `same` draws a picture in 20 processes from one seed.
+other work on a machine then blurs the ratios least. The implementations take turns. `avx2` does the
+same in float32 and lets the libraries use AVX2 at most, as on a processor without AVX-512. `start`
+times `clipag generate "a red apple"` as a whole process, in CPU seconds too, and beside it, in the
+same run, a process that only imports torch. `same` draws a picture in 20 processes from one seed.
 """
 
 import argparse
@@ -36,7 +38,14 @@ MODEL = "ViT-B-32"
 ROUNDS = {1: 7, 8: 3, 32: 3}  # views: rounds
 SIDE = 2048  # of the matrices whose product sets the limit
 PROCESSES = 20
-APPLE = ("-m", "clipag_plugins", "generate", "a red apple", "--model", "clipag-mini")
+ROUNDS_OF_AVX2 = {1: 5, 8: 3}
+AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+APPLE = ("-m", "clipag_plugins", "generate", "a red apple")
+MINI = (*APPLE, "--model", "clipag-mini")
 CPU = torch.device("cpu")
 
 
@@ -63,23 +72,27 @@ def start() -> dict[str, object]:
     importing = statistics.median(seconds("-c", "import torch") for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
         out = ("--out", folder)
-        one_step = ("--steps", "1", "--tries", "1")
-        first = statistics.median(seconds(*APPLE, *one_step, *out) for _ in range(3))
+        one_try = ("--tries", "1")
+        first = statistics.median(seconds(*APPLE, "--steps", "1", *one_try, *out) for _ in range(3))
+        mini = seconds(*MINI, *out)
+        one_ascent = seconds(*APPLE, *one_try, *out)
         whole = seconds(*APPLE, *out)
         memory = peak()
         # Chunks bound the memory: eight pictures with 64 views each should need no more than one.
-        many = (*APPLE, *out, "--views", "64", "--steps", "2", "--count")
+        many = (*MINI, *out, "--views", "64", "--steps", "2", "--count")
         seconds(*many, "1")
         one = peak()
         seconds(*many, "8")
         eight = peak()
     return {
         "import torch, CPU s": round(importing, 1),
-        "clipag generate with one step, CPU s": round(first, 1),
-        "clipag generate, CPU s": round(whole, 1),
+        "one step of one try, CPU s": round(first, 1),
+        "--tries 1, CPU s": round(one_ascent, 1),
+        "default settings, CPU s": round(whole, 1),
+        "--model clipag-mini, CPU s": round(mini, 1),
         "peak memory, MB": round(memory),
-        "peak memory with 64 views, MB": round(one),
-        "peak memory with 8 x 64 views, MB": round(eight),
+        "peak memory of clipag-mini with 64 views, MB": round(one),
+        "peak memory of clipag-mini with 8 x 64 views, MB": round(eight),
     }
 
 
@@ -89,7 +102,7 @@ def same() -> dict[str, object]:
     for _ in range(PROCESSES):
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder, "apple.png")
-            seconds(*APPLE, "--seed", "3", "--steps", "4", "--tries", "1", "--out", str(picture))
+            seconds(*MINI, "--seed", "3", "--steps", "4", "--tries", "1", "--out", str(picture))
             pictures.add(hashlib.sha256(picture.read_bytes()).hexdigest())
     return {"processes": PROCESSES, "pictures": len(pictures)}
 
@@ -104,17 +117,33 @@ def cpu_seconds(compute: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def looks() -> dict[str, object]:
-    """Time this package and its peers in float32, and in the precision that auto chooses."""
+def avx2() -> dict[str, Any]:
+    """Do what `looks` does in a process that is kept from newer instructions than AVX2."""
+    code = (
+        f"import benchmarks.speed as s; print(s.json.dumps(s.looks('float32', {ROUNDS_OF_AVX2})))"
+    )
+    command, environment = [sys.executable, "-c", code], {**os.environ, **AVX2}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    figures: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return figures
+
+
+def looks(auto: str | None = None, counts: Mapping[int, int] = ROUNDS) -> dict[str, object]:
+    """Time this package and its peers in float32, and in the precision that auto chooses.
+
+    Args:
+        auto: another precision instead of that.
+        counts: how many rounds each number of views is timed.
+    """
     torch.set_num_threads(1)
     _, towers = bench.implementations(MODEL, CPU)
-    auto = str(precision.fastest(CPU)).removeprefix("torch.")
+    auto = auto or str(precision.fastest(CPU)).removeprefix("torch.")
     a_view = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with FlopCounterMode(display=False) as counter:
         bench.make_look(towers["clipag"], a_view, torch.float32)()
     gflop = counter.get_total_flops() / 1e9
     results = []
-    for count, rounds in ROUNDS.items():
+    for count, rounds in counts.items():
         ways = {
             (name, p): bench.make_look(tower, a_view.repeat(count, 1, 1, 1), precision.DTYPES[p])
             for name, tower in towers.items()
@@ -151,8 +180,8 @@ def compared(medians: Mapping[Way, float], auto: str) -> dict[str, object]:
 def main() -> None:
     """Measure what the arguments name, and add the figures to those of other runs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="+", choices=("looks", "start", "same"))
-    measures = {"looks": looks, "start": start, "same": same}
+    parser.add_argument("what", nargs="+", choices=("looks", "avx2", "start", "same"))
+    measures = {"looks": looks, "avx2": avx2, "start": start, "same": same}
     path = RESULTS / "speed.json"
     figures: dict[str, Any] = {}
     for name in parser.parse_args().what:
