@@ -89,14 +89,14 @@ def ours(
     folder: Path | None = None,
 ) -> Callable[[], object]:
     """Return one update as this package does it, in a number of micro-batches."""
-    model = train.build(Config(model=name)).to(setting.device)
+    run = Config(model=name, lr=1e-6)
+    model = train.build(run).to(setting.device)
     side = model.visual.native_size
     images, captions = batch_of(size, side)
     tower = model.visual.requires_grad_(True)
-    objective = Clipag(
-        lambda texts: text_embeddings(model, texts), Temperature(SCALE).to(setting.device)
-    )
-    optimizer = torch.optim.AdamW(tower.parameters(), lr=1e-6)
+    temperature = Temperature(SCALE).to(setting.device)
+    objective = Clipag(lambda texts: text_embeddings(model, texts), temperature)
+    optimizer = train.optimizer_of(run, tower, temperature)
     spool = Spool(folder or Path(tempfile.gettempdir()))
     threat = L2(EPS, setting.attack_steps, setting.step_size)
     micro = [*images.split(size // micro_batches)]

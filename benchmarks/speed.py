@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -49,22 +48,27 @@ MINI = (*APPLE, "--model", "clipag-mini")
 CPU = torch.device("cpu")
 
 
-def spent() -> float:
-    """Return the CPU seconds of all commands so far."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def spent(*command: str) -> tuple[float, float]:
+    """Return the CPU seconds and the peak memory in MB of a Python process of one thread.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=quiet, stderr=quiet, env=environment
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def seconds(*command: str) -> float:
     """Return the CPU seconds that a Python process of one thread takes."""
-    began, environment = spent(), {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
-    return spent() - began
-
-
-def peak() -> float:
-    """Return the peak memory of all commands so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return spent(*command)[0]
 
 
 def start() -> dict[str, object]:
@@ -76,14 +80,10 @@ def start() -> dict[str, object]:
         first = statistics.median(seconds(*APPLE, "--steps", "1", *one_try, *out) for _ in range(3))
         mini = seconds(*MINI, *out)
         one_ascent = seconds(*APPLE, *one_try, *out)
-        whole = seconds(*APPLE, *out)
-        memory = peak()
+        whole, memory = spent(*APPLE, *out)
         # Chunks bound the memory: eight pictures with 64 views each should need no more than one.
         many = (*MINI, *out, "--views", "64", "--steps", "2", "--count")
-        seconds(*many, "1")
-        one = peak()
-        seconds(*many, "8")
-        eight = peak()
+        one, eight = (spent(*many, count)[1] for count in ("1", "8"))
     return {
         "import torch, CPU s": round(importing, 1),
         "one step of one try, CPU s": round(first, 1),
@@ -119,10 +119,9 @@ def cpu_seconds(compute: Callable[[], object]) -> float:
 
 def avx2() -> dict[str, Any]:
     """Do what `looks` does in a process that is kept from newer instructions than AVX2."""
-    code = (
-        f"import benchmarks.speed as s; print(s.json.dumps(s.looks('float32', {ROUNDS_OF_AVX2})))"
-    )
-    command, environment = [sys.executable, "-c", code], {**os.environ, **AVX2}
+    measure = f"print(speed.json.dumps(speed.looks('float32', {ROUNDS_OF_AVX2})))"
+    command = [sys.executable, "-c", f"from benchmarks import speed; {measure}"]
+    environment = {**os.environ, **AVX2}
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     figures: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return figures
@@ -183,11 +182,10 @@ def main() -> None:
     parser.add_argument("what", nargs="+", choices=("looks", "avx2", "start", "same"))
     measures = {"looks": looks, "avx2": avx2, "start": start, "same": same}
     path = RESULTS / "speed.json"
-    figures: dict[str, Any] = {}
     for name in parser.parse_args().what:
-        figures[name] = {"load": os.getloadavg()[0], **measures[name]()}
-    others = json.loads(path.read_text()) if path.exists() else {}
-    keep("speed", {**others, **figures})
+        figures = {"load": os.getloadavg()[0], **measures[name]()}
+        others: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        keep("speed", {**others, name: figures})
 
 
 if __name__ == "__main__":
