@@ -21,15 +21,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from PIL import Image
 
+from clipag_plugins.defaults import SAMPLER_MODEL
 from clipag_plugins.integrations.comfyui.install import WORKFLOWS, install
 
 from . import ROOT
@@ -166,7 +168,9 @@ class Client:
 
     async def files(self, run: Run) -> dict[str, bytes]:
         """Return the PNGs that a run saved, by name."""
-        history = await self.get(f"history/{run.prompt_id}")
+        # ComfyUI says that a run has ended before it notes the run.
+        while not (history := await self.get(f"history/{run.prompt_id}")):
+            await asyncio.sleep(0.1)
         contents = {}
         for output in history[run.prompt_id]["outputs"].values():
             for image in output.get("images", []):
@@ -217,14 +221,7 @@ def prompt_of(workflow: Mapping[str, Any], nodes: Mapping[str, Any]) -> Prompt:
         for name, (kind, *options) in (
             *described.get("required", {}).items(), *described.get("optional", {}).items()
         ):  # fmt: skip
-            is_widget = isinstance(kind, list) or kind in (
-                "INT",
-                "FLOAT",
-                "STRING",
-                "BOOLEAN",
-                "COMBO",
-            )
-            if is_widget:
+            if isinstance(kind, list) or kind in WIDGETS:
                 inputs[name] = next(values)
                 if options and options[0].get("control_after_generate"):
                     next(values)
@@ -272,38 +269,70 @@ def shortened(prompt: Prompt) -> Prompt:
     for kind, inputs in SHORT.items():
         if any(node["class_type"] == kind for node in prompt.values()):
             prompt = changed(prompt, kind, **inputs)
+    prompt = without_checkpoint(prompt, RANDOM, side=64)
+    for node in prompt.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 3
+    return prompt
+
+
+def whole(prompt: Prompt, weights: Path | None) -> Prompt:
+    """Return a prompt with all its steps; `comfyui_train`'s weights stand in for a checkpoint."""
+    if weights is None:
+        return prompt
+    loader = {"class_type": "ClipagTinyDiffusion", "inputs": {"file": str(weights.resolve())}}
+    return without_checkpoint(prompt, loader, side=96)
+
+
+def without_checkpoint(prompt: Prompt, loader: dict[str, Any], side: int) -> Prompt:
+    """Return a prompt in which another node gives the diffusion model, the VAE and the conditions.
+
+    Args:
+        prompt: with or without Load Checkpoint; without it, an equal prompt is returned.
+        loader: a node of `comfyui_tiny.py`.
+        side: of the pictures, in pixels.
+    """
+    prompt = deepcopy(prompt)
     loaders = [n for n, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     if not loaders:
         return prompt
     conditions = [n for n, node in prompt.items() if node["class_type"] == "CLIPTextEncode"]
     slots = {(loaders[0], 0): 0, (loaders[0], 2): 1}  # the model and the VAE
     slots |= {(number, 0): 2 + index for index, number in enumerate(conditions)}
-    other = {number: deepcopy(node) for number, node in prompt.items()
-             if number not in (*loaders, *conditions)}  # fmt: skip
-    for node in other.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list):
-                node["inputs"][name] = ["random", slots[value[0], value[1]]] if (
-                    value[0], value[1]) in slots else value  # fmt: skip
+    others = {n: node for n, node in prompt.items() if n not in (*loaders, *conditions)}
+    for node in others.values():
+        inputs = node["inputs"]
+        for name, value in inputs.items():
+            if isinstance(value, list) and tuple(value) in slots:
+                inputs[name] = ["loader", slots[value[0], value[1]]]
         if node["class_type"] == "EmptyLatentImage":
-            node["inputs"] |= {"width": 64, "height": 64}
-        if node["class_type"] == "KSampler":
-            node["inputs"]["steps"] = 3
-    return {**other, "random": RANDOM}
+            inputs |= {"width": side, "height": side}
+    return {**others, "loader": loader}
 
 
-async def check_workflows(client: Client, check: Checks, out: Path, is_full: bool = False) -> None:
+async def check_workflows(
+    client: Client,
+    check: Checks,
+    out: Path,
+    make: Callable[[Prompt], Prompt],
+    names: Sequence[str] = (),
+) -> None:
     """Run each example workflow; write the pictures that it saves, with the workflow inside.
 
-    Those that take a checkpoint are left out of a full run, since there is none.
+    Args:
+        client: of a running ComfyUI.
+        check: prints the checks.
+        out: where the pictures go.
+        make: makes the prompt that is run of the workflow's own.
+        names: of the workflows; by default all.
     """
     nodes = await client.get("object_info")
     for path in sorted(WORKFLOWS.glob("*.json")):
-        workflow = json.loads(path.read_text(encoding="utf-8"))
-        prompt = prompt_of(workflow, nodes)
-        if is_full and shortened(prompt).keys() != prompt.keys():
+        if names and path.stem not in names:
             continue
-        run = await client.run(prompt if is_full else shortened(prompt), workflow)
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        prompt = make(prompt_of(workflow, nodes))
+        run = await client.run(prompt, workflow)
         files = await client.files(run)
         is_good = run.end == "success" and bool(files)
         check(f"{path.stem}: a picture", is_good, f"{run.seconds:.1f} s", run.error.get(
@@ -328,7 +357,7 @@ def _kinds(workflow: Mapping[str, Any], run: Run) -> list[str]:
 
 SAMPLE: Prompt = {
     "1": {"class_type": "ClipagLoadModel",
-          "inputs": {"model_name": "clipag-mini", "precision": "auto", "max_views": 64}},
+          "inputs": {"model_name": SAMPLER_MODEL, "precision": "auto", "max_views": 64}},
     "2": {"class_type": "ClipagTextTarget", "inputs": {"text": "a red apple", "weight": 1.0}},
     "3": {"class_type": "ClipagSample",
           "inputs": {"model": ["1", 0], "target": ["2", 0], "seed": 3, "width": 96, "height": 96,
@@ -423,15 +452,14 @@ async def check_bad_input(client: Client, check: Checks) -> None:
         check(f"{name}: one sentence", is_good, f"node {node}: {sentence}")
 
 
-async def checked(
-    address: str, check: Checks, out: Path, folder: Path, is_full: bool = False
-) -> None:
-    """Do all checks with a running ComfyUI; for a full run, those of the workflows alone."""
+async def checked(address: str, check: Checks, folder: Path, options: argparse.Namespace) -> None:
+    """Do all checks with a running ComfyUI; with `--full`, those of whole workflows alone."""
     timeout = aiohttp.ClientTimeout(total=SECONDS_OF_A_RUN)
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        client = Client(session, address)
-        if is_full:
-            await check_workflows(client, check, out, is_full)
+        client, out = Client(session, address), options.out or folder
+        if options.full:
+            make = partial(whole, weights=options.weights)
+            await check_workflows(client, check, out, make, options.full)
             return
         described = await client.get("object_info")
         from clipag_plugins.integrations.comfyui import NODE_CLASS_MAPPINGS
@@ -440,7 +468,7 @@ async def checked(
         await check_seed_and_cache(client, check, folder)
         await check_cancel(client, check)
         await check_bad_input(client, check)
-        await check_workflows(client, check, out)
+        await check_workflows(client, check, out, shortened)
 
 
 def main() -> int:
@@ -453,8 +481,13 @@ def main() -> int:
         help="also run a workflow by mouse in a headless Chromium, and write a screenshot",
     )  # fmt: skip
     parser.add_argument(
-        "--full", action="store_true",
-        help="only run the workflows, with all of their steps, and keep their PNGs in --out",
+        "--full", nargs="+", metavar="NAME",
+        help="only run these workflows, with all of their steps, and keep their PNGs in --out; "
+        "guide_diffusion needs --weights",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE",
+        help="by benchmarks.comfyui_train, in place of a checkpoint of Stable Diffusion",
     )  # fmt: skip
     options = parser.parse_args()
     check = Checks()
@@ -473,7 +506,7 @@ def main() -> int:
                 outputs = folder / "base" / "output"
                 wrong = screenshot(address, WORKFLOWS / "sample.json", outputs, options.page)
                 check("the page", not wrong, *wrong)
-            asyncio.run(checked(address, check, out, folder, options.full))
+            asyncio.run(checked(address, check, folder, options))
     return 1 if check.failed else 0
 
 

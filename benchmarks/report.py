@@ -367,6 +367,45 @@ def _columns(figures: Figures, digits: int) -> Cells:
         yield f"{metric}, {judge}", *cells
 
 
+@table("python -m benchmarks.comfyui_judge table COMFYUI_DIR", "comfyui_judge")
+def guided_diffusion(figures: Figures) -> Cells:
+    """Pictures of a diffusion model that knows no words, guided by each model in ComfyUI."""
+    yield "guide", "strength", "R-Prec", "top 5", "similarity"
+    for row in figures["rows"]:
+        yield (
+            f"`{row['guide']}`" if row["guide"] else "none",
+            f"{row['strength']:g}" if row["guide"] else "",
+            percent(row["R-Prec"]),
+            percent(row["top 5"]),
+            f"{row['similarity']:.3f}",
+        )
+
+
+@table("python -m benchmarks.comfyui_judge choose COMFYUI_DIR", "train/comfyui_judge")
+def guided_diffusion_choice(figures: Figures) -> Cells:
+    """Similarity of guided pictures to captions that no figure uses, by strength."""
+    strengths = sorted({row["strength"] for row in figures["rows"]})
+    yield "guide", *(f"strength {strength:g}" for strength in strengths)
+    for guide in dict.fromkeys(row["guide"] for row in figures["rows"]):
+        rows = (select(figures, guide=guide, strength=strength) for strength in strengths)
+        yield f"`{guide}`", *(f"{row['similarity']:.3f}" for row in rows)
+
+
+@table("python -m benchmarks.comfyui_cost COMFYUI_DIR", "comfyui_cost")
+def comfyui_cost(figures: Figures) -> Cells:
+    """A step of full-size diffusion models of random weights, without and with the guide."""
+    yield "shapes", "precision", "pixels", "a step", "a guided step", "peak memory"
+    for row in figures["rows"]:
+        yield (
+            row["size"],
+            row["precision"],
+            f"{row['pixels']} × {row['pixels']}",
+            f"{row['seconds a step']:.1f} s",
+            f"{row['seconds a guided step']:.1f} s",
+            f"{row['peak memory, GiB']:.1f} GiB",
+        )
+
+
 @table("python -m benchmarks.pag pictures", "pag")
 def pag(figures: Figures) -> Cells:
     """PAG score by real pictures, in hundredths of cosine."""

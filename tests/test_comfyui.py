@@ -480,3 +480,10 @@ def test_a_clone_in_custom_nodes_gives_the_nodes():
     spec.loader.exec_module(module)
     assert module.NODE_CLASS_MAPPINGS is NODES
     assert module.NODE_DISPLAY_NAME_MAPPINGS is NODE_DISPLAY_NAME_MAPPINGS
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.png")), ids=lambda path: path.stem)
+def test_the_pictures_hold_their_workflows(path):
+    workflow = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    with Image.open(path) as picture:
+        assert json.loads(picture.info["workflow"]) == workflow
