@@ -25,9 +25,7 @@ from . import RESULTS, keep
 from .comfyui_inside import node, start_comfyui
 
 NAME = "comfyui_cost"
-CASES = (
-    ("SD 1.5", "float32"), ("SD 1.5", "bfloat16"), ("SD 1.5", "float16"), ("SDXL", "bfloat16"),
-)  # fmt: skip
+CASES = (("SD 1.5", "float32"), ("SD 1.5", "bfloat16"), ("SDXL", "bfloat16"))
 SIDE = 16  # of the latents
 CFG = 4.0
 
@@ -85,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.comfyui_cost", description=__doc__)
     parser.add_argument("comfyui", type=Path, help="the folder of a ComfyUI, with main.py")
     parser.add_argument("--size", choices=[*dict(CASES)])
-    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--precision", choices=["float32", "bfloat16"])
     parser.add_argument("--side", type=int, default=SIDE, help="of the latents (default: 16)")
     options = parser.parse_args()
     path = RESULTS / f"{NAME}.json"
