@@ -36,6 +36,7 @@ LINES_ELSEWHERE = {
     "clipag decoder": "minutes; test_decoder.py",
     "clipag unclip": "needs a prior and a decoder; test_decoder.py",
     "clipag generate a red apple --prior": "needs a prior; test_prior.py",
+    "clipag generate a red apple --model clipag-mini --prior": "needs diffusers; test_prior.py",
     "clipag convert": "fetches a model; test_checkpoints.py",
     "clipag comfyui": "needs ComfyUI; test_comfyui.py",
     "clipag studio": "serves until Ctrl-C; test_studio_page.py",
@@ -72,10 +73,12 @@ def write_files(folder: Path) -> None:
         picture = file.convert("RGB")
     for name in ("photo.jpg", "cat.jpg", "dog.jpg", "bear.jpg", "apple.jpg", "apple.png"):
         picture.save(folder / name)
-    for name in ("pictures", "photos"):
+    # A command asks for 64 components, which as many pictures do not have.
+    for name, count in (("pictures", 4), ("photos", 70)):
         (folder / name).mkdir()
-        for number in range(4):
-            picture.rotate(90 * number).save(folder / name / f"{number}.png")
+        for number in range(count):
+            rotated = picture.resize((64, 64)).rotate(360 * number / count)
+            rotated.save(folder / name / f"{number}.png")
     (folder / "prompts.txt").write_text("a cat\na dog\na bear\nan apple\n", "utf-8")
     np.save(folder / "embeddings.npy", np.random.default_rng(0).normal(size=(2, 384)))
     mixture = embedded.checked_path(embedded.read_config()["gmm"])

@@ -1,14 +1,17 @@
 """The first minutes of a user: each command of README and docs as it stands, from the wheel.
 
     python -m build
-    python -m benchmarks.first_minutes dist/clipag_plugins-*.whl
+    OMP_NUM_THREADS=1 python -m benchmarks.first_minutes dist/*.whl commands
+    python -m benchmarks.first_minutes dist/*.whl studio
 
 The wheel goes into a new virtual environment, whose libraries are those of the one that runs this.
 So nothing is fetched, and the time that pip takes is not measured. Commands that need more than the
-package are left out: see `benchmarks.documents`. The studio is tried if there is Playwright.
+package are left out: see `benchmarks.documents`. With one thread, CPU seconds depend little on what
+else the machine does. The studio needs what `make test-studio` installs.
 """
 
 import argparse
+import json
 import os
 import re
 import resource
@@ -20,16 +23,17 @@ import sysconfig
 import tempfile
 import time
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from clipag_plugins.errors import ClipagError
 
-from . import keep
+from . import RESULTS, keep
 from .documents import commands, write_files
 
 FIRST = ("clipag", "clipag --help", "clipag models", "python -c 'import clipag_plugins'")
+PARTS = ("commands", "studio")
 LIMIT = 1200  # seconds of a command
 PREVIEW = re.compile(r"Step \d")
 
@@ -82,7 +86,7 @@ def timed(environment: Environment, line: str) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "CPU seconds": round(cpu_seconds, 1),
         "exit code": result.returncode,
-        "shows progress": "it/s" in result.stdout or "step/s" in result.stdout,
+        "shows progress": "%|" in result.stdout,
     }
 
 
@@ -135,22 +139,26 @@ def studio(environment: Environment) -> dict[str, float]:
     return {name: round(seconds, 2) for name, seconds in times.items()}
 
 
-def main(wheel: Path) -> None:
-    """Run all commands, and keep their times."""
+def main(wheel: Path, parts: Sequence[str]) -> None:
+    """Measure the parts, and keep their times with those of the other part."""
+    path = RESULTS / "first_minutes.json"
+    figures = json.loads(path.read_text("utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         environment = installed(wheel, Path(folder))
-        lines = dict.fromkeys([*FIRST, *(shlex.join(words) for _, words in commands())])
-        rows = []
-        for line in lines:
-            rows.append(timed(environment, line))
-            print(rows[-1], file=sys.stderr, flush=True)
-        has_browser = find_spec("playwright") and find_spec("gradio")
-        page = {"studio": studio(environment)} if has_browser else {}
-    load = {"other processes' load": round(os.getloadavg()[2], 1)}
-    keep("first_minutes", {**load, "rows": rows, **page})
+        if "commands" in parts:
+            lines = dict.fromkeys([*FIRST, *(shlex.join(words) for _, words in commands())])
+            figures["rows"] = []
+            for line in lines:
+                figures["rows"].append(timed(environment, line))
+                print(figures["rows"][-1], file=sys.stderr, flush=True)
+        if "studio" in parts:
+            figures["studio"] = studio(environment)
+    keep("first_minutes", figures)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("wheel", type=Path)
-    main(parser.parse_args().wheel)
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {' and '.join(PARTS)}")
+    options = parser.parse_args()
+    main(options.wheel, options.parts)

@@ -601,6 +601,23 @@ def looks_avx2(figures: Figures) -> Cells:
         yield str(look["views"]), ratio, look["fastest peer"].split(",")[0], limit
 
 
+@table("OMP_NUM_THREADS=1 python -m benchmarks.first_minutes dist/*.whl", "first_minutes")
+def first_minutes(figures: Figures) -> Cells:
+    """Every command of README and docs as it stands, and the studio."""
+    yield "", "seconds", "CPU seconds", "shows progress", "exit code"
+    for row in figures["rows"]:
+        progress = "yes" if row["shows progress"] else ""
+        yield (
+            f"`{row['command']}`",
+            f"{row['seconds']:.1f}",
+            f"{row['CPU seconds']:.1f}",
+            progress,
+            str(row["exit code"]),
+        )
+    for name, seconds in figures["studio"].items():
+        yield f"`clipag studio`: {name}", f"{seconds:.1f}", "", "", ""
+
+
 @table("python -m benchmarks.speed looks", "speed")
 def looks(figures: Figures) -> Cells:
     """CPU seconds of a look, against the fastest peer's."""

@@ -1,6 +1,7 @@
 """Old scripts run under `clipag run`; every shim is needed; `uninstall` reverts all of them."""
 
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -81,8 +82,6 @@ REMOVED = {
     "import torch, torchvision.utils; "
     "torchvision.utils.make_grid(torch.zeros(2, 3, 4, 4), normalize=True, range=(-1, 1))",
     "from torchvision import transforms; transforms.RandomAffine(3, fillcolor=1)",
-    "import torch; s = torch.optim.SGD([torch.ones(1)], lr=1); "
-    "torch.optim.lr_scheduler.ReduceLROnPlateau(s, verbose=True)",
     "from IPython.core.display import display",
     "from scipy.signal import gaussian",
     "import yaml; assert yaml.load('a: 1') == {'a': 1}",
@@ -103,6 +102,11 @@ if sys.version_info >= (3, 11):  # Python 3.10, and the last matplotlib for it, 
     REMOVED |= {
         "import inspect; assert inspect.getargspec(lambda a, b=1: 0)[0] == ['a', 'b']",
         "from matplotlib.cm import get_cmap",
+    }
+if "verbose" not in inspect.signature(torch.optim.lr_scheduler.ReduceLROnPlateau).parameters:
+    REMOVED |= {  # torch 2.6 still has it
+        "import torch; s = torch.optim.SGD([torch.ones(1)], lr=1); "
+        "torch.optim.lr_scheduler.ReduceLROnPlateau(s, verbose=True)",
     }
 
 

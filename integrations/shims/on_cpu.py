@@ -128,6 +128,8 @@ def _patch_placement(patches: Patches) -> None:
             patches.on_undo(partial(scripted.pop, id(replacement), None))
     for name, replace in _TENSOR_METHODS.items():
         patches.set(torch.Tensor, name, replace(getattr(torch.Tensor, name)))
+    # A module moves by those methods, but torch 2.6 refuses a number before it calls them.
+    patches.set(torch.nn.Module, "to", _to_method(torch.nn.Module.to))
 
 
 def _never_cuda(real: Any) -> type:
