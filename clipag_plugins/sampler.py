@@ -224,8 +224,7 @@ def sample(
         model: the model that guides, or several.
         settings: steps, views, canvas and tries; by default `settings_for` the first model.
         callback: called as `ascend` says, with the images of all tries.
-        preview: called for each seed with likely starts (B · tries, 3, H, W), before their choice
-            if that takes some seconds.
+        preview: called for each seed with starts (B · tries, 3, H, W), while the best are chosen.
         seed, size, init, options: as for `generate`.
 
     Returns:

@@ -37,7 +37,7 @@ def starting_images(
 ) -> Tensor:
     """Return the starts of the ascents, (B, tries, 3, H, W): an image for each target and try.
 
-    `preview` is called with likely starts if their choice takes some seconds.
+    `preview` is called with some of the starts that the model compares, as soon as there are any.
     """
     width, height = width_and_height(size)
 
@@ -98,8 +98,9 @@ def nearest(
         targets: B of them.
         model: measures the similarity.
         tries: starts of each image.
-        show: called with the choice of the coarse tower before the fine one chooses.
+        show: called with the first candidates, and with the choice of a coarse tower.
     """
+    show(candidates[:tries].expand(len(targets), *candidates[:tries].shape))
     embeddings = torch.stack([target.embedding for target in targets])
     eligible = torch.arange(len(candidates), device=model.device).view(1, -1, tries)
     eligible = eligible.expand(len(targets), -1, -1)  # each try's candidates, (B, N, tries)

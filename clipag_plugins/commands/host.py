@@ -23,7 +23,7 @@ class Host:
     Attributes:
         load: returns the model of that name on that device; it may keep models.
         watch: called as the callback of every ascent; a true return value ends the ascent.
-        preview: called with likely starts, (B, 3, H, W), while an ascent's start is chosen.
+        preview: called with starts, (B, 3, H, W), while the best ones are chosen.
     """
 
     load: "Callable[[str, torch.device], ClipagModel]"
@@ -50,5 +50,5 @@ def watched(options: argparse.Namespace, *recorders: "Recorder | None") -> "Reco
 
 
 def previewed(options: argparse.Namespace) -> "Preview | None":
-    """Return what the host calls with likely starts, if there is a host."""
+    """Return what the host calls with starts that are compared, if there is a host."""
     return options.host.preview if "host" in options else None

@@ -44,10 +44,13 @@ TWINS = {
 
 @dataclass(frozen=True)
 class Preview:
-    """What an ascent shows: of which picture of the job, after which step, and its best image."""
+    """What an ascent shows: of which picture of the job, after which step, and its best image.
+
+    The step is None while starts are compared.
+    """
 
     number: int
-    step: int
+    step: int | None
     image: Tensor  # (3, H, W) in [0, 1]
 
 
@@ -93,10 +96,10 @@ class Job:
         return call
 
     def show_start(self, number: int) -> Callable[[Tensor], None]:
-        """Return what shows a likely start of that picture while the start is chosen."""
+        """Return what shows starts of that picture while they are compared."""
 
         def call(images: Tensor) -> None:
-            self.preview = Preview(number, 0, images[0].detach().cpu())
+            self.preview = Preview(number, None, images[0].detach().cpu())
 
         return call
 

@@ -137,7 +137,8 @@ class Page:
                 shown = job.preview
                 pictures: list[Any] = [gr.skip(), gr.skip()]
                 pictures[shown.number] = to_pil(shown.image)
-                line = f"Step {shown.step}, {job.models[shown.number]}."
+                phase = "Choosing a start" if shown.step is None else f"Step {shown.step}"
+                line = f"{phase}, {job.models[shown.number]}."
                 yield [message(line), *pictures, *[gr.skip()] * 3]
             elif shown is None:
                 ahead = self.studio.ahead_of(job)
