@@ -35,7 +35,7 @@ from .documents import commands, write_files
 FIRST = ("clipag", "clipag --help", "clipag models", "python -c 'import clipag_plugins'")
 PARTS = ("commands", "studio")
 LIMIT = 1200  # seconds of a command
-PREVIEW = re.compile(r"Step \d")
+PREVIEW = re.compile(r"Choosing|Step")
 
 
 @dataclass(frozen=True)
