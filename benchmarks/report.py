@@ -516,10 +516,15 @@ def unclip_priors(figures: Figures) -> Cells:
 @table("python -m benchmarks.unclip inversion", "unclip_inversion")
 def unclip_inversion(figures: Figures) -> Cells:
     """How often the judge finds the source's caption for an inversion."""
-    yield "pictures", "caption first / among 5", "similarity to z_i"
+    yield "pictures", "start", "caption first / among 5", "similarity to z_i"
     for row in figures["rows"]:
         similarity = row.get("similarity to z_i")
-        yield row["pictures"], r_precision(row), "" if similarity is None else f"{similarity:.2f}"
+        yield (
+            row["pictures"],
+            row.get("start", ""),
+            r_precision(row),
+            "" if similarity is None else f"{similarity:.2f}",
+        )
 
 
 @table("python -m benchmarks.unclip variations", "unclip_variations")

@@ -13,6 +13,7 @@ weights with the models. Each part is kept in a file of its own.
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ SIDE = 96  # pixels of the pictures
 BATCH = 12
 STEPS, VIEWS = 12, 2  # fewer than the defaults, to draw many pictures on a CPU
 INVERSION_STEPS = 24  # noise is a far start
+INVERTING = ("clip-mini", "clipag-mini", "clip-lite", "clipag-lite")
+STARTS = {"noise": "noise", "gmm": "mixture"}
 SEEDS = 4  # of each prompt, for the diversity
 QUIET = RunOptions(progress=False)
 STRENGTHS = (0.0, 0.2, 0.4, 0.6)
@@ -200,16 +203,16 @@ def inverted(model: ClipagModel, images: Tensor, how: Inversion) -> Tensor:
 
 
 def inversion(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
-    """Invert held-out pictures from noise, and let the judge find the sources' captions."""
+    """Invert held-out pictures, and let the judge find the sources' captions."""
     pictures, images = held_out(work, CHOICES)
     choices = [picture.caption for picture in pictures]
     numbers = evenly_from(len(choices), count)
     lines: list[dict[str, Any]] = [
         {"pictures": "the sources", **shares(ranks(judge, images[numbers], choices, numbers))}
     ]
-    for name in (VANILLA, MODEL):
+    for name, init in product(INVERTING, STARTS):
         model = load_model(name)
-        how = Inversion(init="noise", size=SIDE, steps=INVERSION_STEPS, views=VIEWS, tries=1)
+        how = Inversion(init=init, size=SIDE, steps=INVERSION_STEPS, views=VIEWS, tries=1)
         outcome = inverted(model, images[numbers], how)
         with torch.no_grad():
             z = F.cosine_similarity(
@@ -217,6 +220,7 @@ def inversion(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
             )
         line: dict[str, Any] = {
             "pictures": f"{name}'s inversions",
+            "start": STARTS[init],
             **shares(ranks(judge, outcome, choices, numbers)),
             "similarity to z_i": z.mean().item(),
         }
@@ -230,16 +234,18 @@ def variations(judge: Judge, work: Path, count: int) -> list[dict[str, Any]]:
     model = load_model(MODEL)
     pictures, images = held_out(work, CHOICES)
     pixels, everything = corpus.load(work)
-    numbers = evenly_from(len(pictures), count)
     generator = torch.Generator().manual_seed(0)
-    others = []
-    for number in numbers.tolist():
+    chosen, others = [], []
+    for number in evenly_from(len(pictures), count).tolist():
         same = [
             each.index
             for each in everything
             if each.group == pictures[number].group and each.caption != pictures[number].caption
         ]
-        others.append(same[int(torch.randint(len(same), (1,), generator=generator))])
+        if same:  # a group of one caption has no other picture
+            chosen.append(number)
+            others.append(same[int(torch.randint(len(same), (1,), generator=generator))])
+    numbers = torch.tensor(chosen)
     rgba = torch.from_numpy(pixels[others])
     random = Pictures(rgba, rgba.shape[1]).plain(torch.arange(len(others)))
     sources = judge.embed_images(images[numbers])

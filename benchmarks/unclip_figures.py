@@ -136,11 +136,8 @@ def typographic() -> Image.Image:
         )
         drawn = shown(attack.ascent)
         lines.append([attack.pictures[0], drawn[0], attack.pictures[1], drawn[1]])
-        before, after = (
-            ", ".join(f"{text} {share:.0%}" for text, share in zip(attack.texts, row, strict=True))
-            for row in attack.probabilities.tolist()
-        )
-        names.append(f"{name}: {before}; with the word: {after}")
+        before, after = attack.probabilities[:, 0].tolist()
+        names.append(f"{name}: {attack.texts[0]} {before:.0%}, with the word {after:.0%}")
     return sheet(lines, ["picture", "inverted", "with the word", "inverted"], names)
 
 
