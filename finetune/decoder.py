@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from clipag_plugins.base import ClipagModel, embed_images
 from clipag_plugins.errors import ClipagError
@@ -117,21 +116,11 @@ def _encoded(
     units: sources.Units, model: ClipagModel, side: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pixels (B, 3, S, S) and embeddings (B, 2, D) of the pictures that can be read."""
-    images: list[Tensor] = []
-    for unit in tqdm(range(len(units)), "encoding", unit="unit"):
-        try:
-            for raw in units.read(unit):
-                larger = max(side, model.visual.native_size)
-                images.append(sources.sample(raw, larger, 1.0, None)[0])
-        except sources.BROKEN:
-            continue
-        finally:
-            if images and (len(images) >= BATCH or unit == len(units) - 1):
-                batch = torch.stack(images).to(model.device) / 255
-                z = torch.stack([embed_images(model, each) for each in (batch, batch.flip(3))], 1)
-                small = F.interpolate(batch, size=(side, side), mode="area")
-                yield (small * 255).round().byte().cpu(), z.float().cpu()
-                images = []
+    for images, _ in sources.batches(units, max(side, model.visual.native_size), BATCH):
+        batch = images.to(model.device) / 255
+        z = torch.stack([embed_images(model, each) for each in (batch, batch.flip(3))], 1)
+        small = F.interpolate(batch, size=(side, side), mode="area")
+        yield (small * 255).round().byte().cpu(), z.float().cpu()
 
 
 def train(pictures: EmbeddedPictures, model: ClipagModel, recipe: Recipe, out: Path) -> Path:
@@ -172,7 +161,6 @@ def train(pictures: EmbeddedPictures, model: ClipagModel, recipe: Recipe, out: P
     )
     averaged = updates.run(decoder, loss_of, schedule, identity, out)
     if processes.rank() == 0:
-        assert isinstance(averaged, Decoder)
         save_decoder(averaged, model, out / RESULT)
     processes.wait()
     return out / RESULT

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from clipag_plugins.base import ClipagModel, embed_images
 from clipag_plugins.errors import ClipagError
@@ -153,22 +152,9 @@ def _read_cache(cache: Path, digest: str) -> EmbeddedPairs | None:
 @torch.no_grad()
 def _encoded(units: sources.Units, model: ClipagModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the caption and the embedding of every sample that can be read."""
-    images: list[Tensor] = []
-    captions: list[str] = []
-    for unit in tqdm(range(len(units)), "encoding", unit="unit"):
-        try:
-            for raw in units.read(unit):
-                image, caption = sources.sample(raw, model.visual.native_size, 1.0, None)
-                images.append(image)
-                captions.append(caption)
-        except sources.BROKEN:
-            continue
-        finally:
-            if len(images) >= BATCH or unit == len(units) - 1:
-                batch = torch.stack(images).to(model.device) / 255 if images else None
-                if batch is not None:
-                    yield from zip(captions, embed_images(model, batch).cpu().float(), strict=True)
-                images, captions = [], []
+    for images, captions in sources.batches(units, model.visual.native_size, BATCH):
+        z = embed_images(model, images.to(model.device) / 255)
+        yield from zip(captions, z.cpu().float(), strict=True)
 
 
 class Captions:
@@ -230,7 +216,6 @@ def train(pairs: EmbeddedPairs, model: ClipagModel, recipe: Recipe, out: Path) -
     )
     averaged = updates.run(prior, loss_of, schedule, identity, out)
     if processes.rank() == 0:
-        assert isinstance(averaged, Prior)
         save_prior(averaged, model, out / RESULT)
     processes.wait()
     return out / RESULT

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from clipag_plugins.errors import ClipagError, library
 from clipag_plugins.finetune.augment import posed
@@ -341,6 +342,26 @@ def sample(
     if not isinstance(raw.caption, str) or not raw.caption.strip():
         raise ValueError("it has no caption")
     return decode(raw.picture, side, crop, draw, augment), raw.caption.strip()
+
+
+def batches(units: Units, side: int, least: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """Yield images (B, 3, side, side) uint8 and captions of all samples that can be read.
+
+    A progress bar counts the units. A batch ends with the unit that gives it `least` samples.
+    """
+    images: list[Tensor] = []
+    captions: list[str] = []
+    for unit in tqdm(range(len(units)), "encoding", unit="unit"):
+        try:
+            for raw in units.read(unit):
+                image, caption = sample(raw, side, 1.0, None)
+                images.append(image)
+                captions.append(caption)
+        except BROKEN:
+            pass  # the rest of the unit is lost
+        if images and (len(images) >= least or unit == len(units) - 1):
+            yield torch.stack(images), captions
+            images, captions = [], []
 
 
 def held_out(source: Source, side: int, count: int) -> tuple[Tensor, list[str]]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clipag_plugins.finetune import checkpoint, processes
 
 BETAS = (0.9, 0.96)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Schedule:
 
 
 def run(
-    network: nn.Module,
+    network: Network,
     loss_of: Callable[[int], Tensor],
     schedule: Schedule,
     identity: Mapping[str, Any],
     out: Path,
-) -> nn.Module:
+) -> Network:
     """Train a network, and return the moving average of its weights.
 
     Args:
@@ -88,7 +89,7 @@ def run(
             if interrupts:
                 processes.wait()
                 raise KeyboardInterrupt(interrupts[0])
-    return averaged.tower
+    return cast(Network, averaged.tower)  # a copy of the network
 
 
 def batch_of(count: int, batch: int, seed: int, step: int) -> tuple[Tensor, torch.Generator]:
