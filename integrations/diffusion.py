@@ -29,6 +29,7 @@ from clipag_plugins.arguments import RunOptions
 from clipag_plugins.base import ClipagModel
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide
+from clipag_plugins.integrations.denoising import move_length, moved
 from clipag_plugins.targets import Prompt, prompt_targets
 from clipag_plugins.views import MakeViews, one_view
 
@@ -116,7 +117,8 @@ class ClipagGuidance:
         model: the CLIP that guides.
         prompts: a text, or one for each prompt of the pipeline, or lists of targets, such as
             `embedding_target` makes.
-        scale: length of a move, as a share of the clean latents' root mean square.
+        scale: length of a move, as a share of the clean latents' standard deviation, times the
+            ratio of noise to signal where that is above 1. Halve it when you double the steps.
         start, stop: shares of the steps between which the guidance applies.
         views: what the guide sees of an image; by default the image itself.
         seed: of the views.
@@ -216,17 +218,10 @@ class ClipagGuidance:
         variances = prediction[:, channels:] if sample.ndim == 4 else prediction[:, :0]
         mean = prediction[:, :channels] if sample.ndim == 4 else prediction
         clean = level.clean(sample.float(), mean.float()).detach()
-        with torch.enable_grad():
-            latents = clean.clone().requires_grad_()
-            losses = self._guide_of(len(sample)).loss(decode(latents))
-            (gradient,) = torch.autograd.grad(losses.sum(), latents)
-        self.losses.append(losses.detach().mean().item())
-        dimensions = tuple(range(1, clean.ndim))
-        size, steepness = (
-            each.square().mean(dim=dimensions, keepdim=True).sqrt() for each in (clean, gradient)
-        )
-        moved = clean - self.scale * size * gradient / steepness.clamp_min(1e-12)
-        result = level.prediction_of(sample.float(), moved).to(prediction.dtype)
+        length = move_length(self.scale, level.signal, level.noise)
+        moved_latents, losses = moved(clean, decode, self._guide_of(len(sample)), length)
+        self.losses.append(losses.mean().item())
+        result = level.prediction_of(sample.float(), moved_latents).to(prediction.dtype)
         return torch.cat([result, variances], dim=1) if sample.ndim == 4 else result
 
     def _guide_of(self, count: int) -> Guide:

@@ -20,7 +20,7 @@ import clipag_plugins as clip
 from clipag_plugins.integrations.comfyui import NODE_CLASS_MAPPINGS as NODES
 from clipag_plugins.integrations.comfyui import NODE_DISPLAY_NAME_MAPPINGS
 from clipag_plugins.integrations.comfyui.goals import Part
-from clipag_plugins.integrations.comfyui.guidance import noise_of
+from clipag_plugins.integrations.comfyui.guidance import noise_level
 from clipag_plugins.integrations.comfyui.host import Managed, thaw
 from clipag_plugins.integrations.comfyui.images import image_of, pictures_of
 from clipag_plugins.integrations.comfyui.install import WORKFLOWS
@@ -78,6 +78,7 @@ def test_nodes_describe_themselves(name):
     assert node.CATEGORY.split("/")[0] == "CLIPAG" and node.DESCRIPTION
     assert NODE_DISPLAY_NAME_MAPPINGS[name].startswith("CLIPAG ")
     assert {*node.RETURN_TYPES} <= {*SOCKETS, "FLOAT"}
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
     for inputs in node.INPUT_TYPES().values():
         for kind, options in inputs.values():
             assert options["tooltip"].endswith((".", "auto")), options
@@ -159,6 +160,8 @@ def test_targets_are_combined_with_the_products_of_their_weights(loaded, photo, 
     (both,) = run_node("ClipagCombineTargets", target_a=text, target_b=images, weight_b=0.5)
     (every,) = run_node("ClipagCombineTargets", target_a=both, target_b=embedding, weight_b=3.0)
     assert [part.weight for part in every] == [2, -0.25, -0.25, 3]
+    (alone,) = run_node("ClipagCombineTargets", target_a=both, target_b=embedding, weight_a=0.0)
+    assert alone == embedding  # a weight of 0 leaves a target out
     targets = [part.encoded(model) for part in every]
     assert all(abs(target.embedding.norm() - 1) < 1e-5 for target in targets)
     expected = clip.text_target(model, "a snail").embedding
@@ -261,8 +264,13 @@ class Diffusion:
         percent_to_sigma=lambda share: 10 * (1 - share), sigma_max=10
     )  # fmt: skip
 
+    latent_format = SimpleNamespace(latent_channels=64, latent_dimensions=2)
+
     def clone(self):
-        return Diffusion()
+        return type(self)()
+
+    def get_model_object(self, name):
+        return getattr(self, name)
 
     def set_model_sampler_post_cfg_function(self, function):
         self.function = function
@@ -322,17 +330,7 @@ def test_guided_latents_come_nearer_to_the_target(loaded, apple, vae, model):
 
 def test_flow_models_tell_noise_as_a_share():
     stable, flow = SimpleNamespace(sigma_max=14.6), SimpleNamespace(sigma_max=torch.tensor(1.0))
-    assert noise_of(stable, 3.0) == 3 and noise_of(stable, 0.5) == 0.5
-    assert noise_of(flow, 0.75) == 3 and noise_of(flow, 0.2) == 0.25
-    assert 10 < noise_of(flow, 1.0) < 20
-
-
-def test_latents_of_another_vae_are_refused(loaded, apple, vae):
-    (guided,) = run_node(
-        "ClipagGuideDiffusion", diffusion=Diffusion(), vae=vae, model=loaded, target=apple
-    )
-    with pytest.raises(clip.ClipagError, match="connect the VAE of the diffusion model"):
-        guided.denoised(torch.zeros(1, 4, 8, 8), step=0)
+    assert noise_level(stable, 3.0) == (1, 3) and noise_level(flow, 0.75) == (0.25, 0.75)
 
 
 def test_weights_of_the_inference_mode_are_thawed():
@@ -346,6 +344,12 @@ def test_weights_of_the_inference_mode_are_thawed():
     assert image.grad is not None and not layer[0].weight.requires_grad
 
 
+class Videos(Diffusion):
+    """A diffusion model of videos."""
+
+    latent_format = SimpleNamespace(latent_channels=16, latent_dimensions=3)
+
+
 NO_MODEL = {"model": None}
 BAD = {
     "no model": ("ClipagSample", NO_MODEL, "Nothing is connected to `model`: connect CLIPAG Load"),
@@ -354,7 +358,16 @@ BAD = {
     "weight of 0": ("ClipagTextTarget", {"weight": 0.0}, "`weight` is 0"),
     "empty style": ("ClipagStyle", {"text": ""}, "is empty"),
     "no texts": ("ClipagScore", {"texts": "\n \n"}, "`texts` is empty"),
-    "long text": ("ClipagSample", {"target": (Part("cat " * 99),)}, "more than 77 tokens"),
+    "long text": ("ClipagTextTarget", {"text": "cat " * 99}, "a text of 101 tokens"),
+    "long style": ("ClipagStyle", {"text": "cat " * 99}, "a text of 101 tokens"),
+    "long texts": ("ClipagScore", {"texts": "cat\n" + "cat " * 99}, "a text of 101 tokens"),
+    "no weight": (
+        "ClipagCombineTargets",
+        {"target_a": (Part("a"),), "target_b": (Part("b"),), "weight_a": 0.0, "weight_b": 0.0},
+        "`weight_a` and `weight_b` are 0",
+    ),
+    "small": ("ClipagSample", {"image": torch.ones(1, 8, 40, 3)}, "40 × 8 pixels: scale it to"),
+    "large": ("ClipagDraw", {"image": torch.ones(1, 32, 4096, 3)}, "4096 × 32 pixels: scale it"),
     "another size": ("ClipagSample", {"mask": torch.ones(1, 64, 64)}, "64 × 64 pixels and the"),
     "black mask": ("ClipagSample", {"mask": torch.zeros(1, 32, 40)}, "no white part"),
     "more masks": ("ClipagSample", {"mask": torch.ones(2, 32, 40)}, "2 masks for 1 pictures"),
@@ -374,7 +387,18 @@ BAD = {
         {"vae": 1, "start_percent": 0.8, "end_percent": 0.2},
         "the start must come first",
     ),
+    "another VAE": (
+        "ClipagGuideDiffusion",
+        {"diffusion": Diffusion(), "vae": SimpleNamespace(latent_channels=16)},
+        "latents of 16 channels, and those of `diffusion` have",
+    ),
+    "videos": (
+        "ClipagGuideDiffusion",
+        {"diffusion": Videos(), "vae": SimpleNamespace(latent_channels=16)},
+        "draws no pictures but videos or sound",
+    ),
     "NaN": ("ClipagImageTarget", {"image": torch.full((1, 9, 9, 3), torch.nan)}, "holds NaN"),
+    "NaN start": ("ClipagSample", {"image": torch.full((1, 32, 40, 3), torch.nan)}, "holds NaN"),
 }  # fmt: skip
 
 

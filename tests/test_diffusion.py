@@ -153,6 +153,26 @@ def test_each_picture_has_the_target_of_its_prompt(model, latents_pipeline):
     assert ((z - z_swapped) @ (goals[0] - goals[1]) * torch.tensor([1, -1]) > 0).all()
 
 
+@pytest.mark.parametrize(
+    ("level", "times"),
+    [
+        (NoiseLevel(1.0, 0.5, "sample"), 1),  # as far as without noise
+        (NoiseLevel(1.0, 7.0, "sample"), 7),
+        (NoiseLevel(0.28, 0.96, "sample"), 0.96 / 0.28),
+        (NoiseLevel(0.25, 0.75, "flow"), 3),
+        (NoiseLevel(0.0, 1.0, "flow"), 15),  # from noise alone
+    ],
+)
+def test_moves_grow_with_the_noise(model, level, times):
+    """As ComfyUI's node moves latents: `test_comfyui.py` has the same lengths."""
+    guidance = ClipagGuidance(model, "a fox", scale=0.02, options=QUIET)
+    sample, prediction = torch.randn(2, 2, 3, 32, 32)
+    guided = guidance.guided(prediction, sample, level, lambda x: (x / 2 + 0.5).clamp(0, 1))
+    clean = level.clean(sample, prediction)
+    length = (level.clean(sample, guided) - clean).square().mean(dim=(1, 2, 3)).sqrt()
+    torch.testing.assert_close(length, 0.02 * times * clean.std(dim=(1, 2, 3)), rtol=1e-3, atol=0)
+
+
 def test_variances_and_packed_latents_are_left_in_shape(model):
     guidance = ClipagGuidance(model, "a fox", options=QUIET)
     level = NoiseLevel(0.8, 0.6, "epsilon")

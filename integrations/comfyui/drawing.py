@@ -17,7 +17,7 @@ from clipag_plugins.integrations.comfyui.host import (
     need,
     with_gradients,
 )
-from clipag_plugins.integrations.comfyui.images import image_of, masks_of, pictures_of
+from clipag_plugins.integrations.comfyui.images import drawable, image_of, masks_of
 from clipag_plugins.integrations.comfyui.widgets import (
     Input,
     batch_widget,
@@ -68,10 +68,15 @@ class SampleWidgets:
         "and 1 if a picture is connected.",
     )
     canvas: str = choice(
-        CANVASES, "pixels", "What changes: pixels, a pyramid of resolutions, or a spectrum."
+        CANVASES,
+        "pixels",
+        "What changes: the pixels, a pyramid of resolutions, or the spectrum (fft).",
     )
     start: str = choice(
-        ("gmm", "noise"), "gmm", "What to start from without a picture: the paper's mixture, noise."
+        ("gmm", "noise"),
+        "gmm",
+        "What to start from without a picture: a soft random one (gmm, the paper's mixture), or "
+        "noise.",
     )
 
 
@@ -84,6 +89,7 @@ class Sample:
         "from a picture, or inside a mask of it."
     )
     RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The pictures: those of all seeds, for each connected picture.",)
     FUNCTION = "run"
 
     @classmethod
@@ -148,7 +154,8 @@ class VqganWidgets:
     start: str = choice(
         ("auto", "gmm", "noise", "pixels", "gradient"),
         "auto",
-        "What to start from without a picture. auto is what suits the VQGAN.",
+        "What to start from without a picture: a soft random one (gmm), noise, coloured pixels, or "
+        "a gradient. auto is what suits the VQGAN.",
     )
 
 
@@ -158,6 +165,7 @@ class DrawWithVqgan:
     CATEGORY = CATEGORY
     DESCRIPTION = "Draw a target with a VQGAN (VQGAN+CLIP), from nothing or from a picture."
     RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The pictures: those of all seeds, for each connected picture.",)
     FUNCTION = "run"
 
     @classmethod
@@ -227,7 +235,7 @@ def _starts(image: "Tensor | None", mask: "Tensor | None") -> "list[Image.Image 
         if mask is not None:
             raise ClipagError("`mask` needs a picture to change: connect `image`.")
         return [None]
-    pictures = pictures_of(image)
+    pictures = drawable(image)
     if mask is None:
         return [*pictures]
     masks = masks_of(mask, pictures)

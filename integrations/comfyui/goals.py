@@ -34,7 +34,7 @@ class Part:
         weight: how much it counts; a negative weight pushes the picture away.
 
     Raises:
-        ClipagError: the text is empty, the weight is 0, or the embedding is not finite.
+        ClipagError: the text is empty or too long, the weight is 0, or the embedding is not finite.
     """
 
     content: "str | Tensor"
@@ -44,6 +44,7 @@ class Part:
         if isinstance(self.content, str):
             if not self.content.strip():
                 raise ClipagError("`text` is empty: write what the picture should show.")
+            check_length("text", self.content)
         elif not self.content.isfinite().all():
             raise ClipagError("The target holds NaN or infinity: connect another one.")
         if self.weight == 0 or not math.isfinite(self.weight):
@@ -53,7 +54,7 @@ class Part:
         """Return the part as a target of a model.
 
         Raises:
-            ClipagError: the text is too long, or the embedding is another model's.
+            ClipagError: the embedding is another model's.
         """
         from clipag_plugins.targets import embedding_target, image_target, text_target
 
@@ -62,6 +63,18 @@ class Part:
         if self.content.ndim == 3:
             return image_target(model, self.content, self.weight)
         return embedding_target(model, self.content, self.weight)
+
+
+def check_length(widget: str, text: str) -> None:
+    """Raise ClipagError if a text in a widget has more tokens than models read."""
+    from clipag_plugins.tokenizer import CONTEXT_LENGTH, shared_tokenizer
+
+    count = len(shared_tokenizer().encode(text)) + 2  # with those of the start and the end
+    if count > CONTEXT_LENGTH:
+        raise ClipagError(
+            f"`{widget}` has a text of {count} tokens, and models read {CONTEXT_LENGTH}: shorten "
+            "the text."
+        )
 
 
 def encoded(target: Sequence[Part] | None, model: "ClipagModel") -> "list[Target]":
@@ -104,6 +117,7 @@ class TextTarget:
     DESCRIPTION = "A text that a picture should be like."
     RETURN_TYPES = ("CLIPAG_TARGET",)
     RETURN_NAMES = ("target",)
+    OUTPUT_TOOLTIPS = ("The target, for a node that draws.",)
     FUNCTION = "run"
 
     @classmethod
@@ -124,6 +138,7 @@ class ImageTarget:
     DESCRIPTION = "A picture that another one should be like. Several count as their mean."
     RETURN_TYPES = ("CLIPAG_TARGET",)
     RETURN_NAMES = ("target",)
+    OUTPUT_TOOLTIPS = ("The target, for a node that draws.",)
     FUNCTION = "run"
 
     @classmethod
@@ -149,6 +164,7 @@ class EmbeddingTarget:
     )
     RETURN_TYPES = ("CLIPAG_TARGET",)
     RETURN_NAMES = ("target",)
+    OUTPUT_TOOLTIPS = ("The target, for a node that draws.",)
     FUNCTION = "run"
 
     @classmethod
@@ -175,9 +191,13 @@ class CombineTargets:
     """Two targets as one."""
 
     CATEGORY = CATEGORY
-    DESCRIPTION = "Two targets at once, each with a weight. Chain this node for more."
+    DESCRIPTION = (
+        "Two targets at once, each with a weight. Chain this node for more. A target of weight 0 "
+        "is left out."
+    )
     RETURN_TYPES = ("CLIPAG_TARGET",)
     RETURN_NAMES = ("target",)
+    OUTPUT_TOOLTIPS = ("Both targets as one, for a node that draws.",)
     FUNCTION = "run"
 
     @classmethod
@@ -195,10 +215,12 @@ class CombineTargets:
         """Return the parts of both, with the products of the weights."""
         chosen = CombineWidgets(**widgets)
         pairs = (("target_a", target_a, chosen.weight_a), ("target_b", target_b, chosen.weight_b))
-        return (
-            tuple(
-                replace(part, weight=weight * part.weight)
-                for name, target, weight in pairs
-                for part in need(target, name, "connect a target")
-            ),
+        parts = tuple(
+            replace(part, weight=weight * part.weight)
+            for name, target, weight in pairs
+            for part in need(target, name, "connect a target")
+            if weight
         )
+        if not parts:
+            raise ClipagError("`weight_a` and `weight_b` are 0: choose another weight for one.")
+        return (parts,)

@@ -21,11 +21,9 @@ from clipag_plugins.integrations.comfyui.widgets import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipag_plugins.ascent import ImageLoss
     from clipag_plugins.base import ClipagModel
 
 DEFAULT_STRENGTH = 0.05
-MOST_NOISE = 15.0  # about Stable Diffusion's; flow models start from noise alone
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class GuidanceWidgets:
         DEFAULT_STRENGTH,
         0,
         10,
-        "Length of each move, as a share of the latent's deviation, or of the noise's if that is "
-        "greater.",
+        "How strongly the guide pulls: the length of each move, as a share of the latent's "
+        "deviation, times the noise where that is above 1. Halve it when you double the steps.",
     )
     start_percent: float = number(0.0, 0, 1, "Share of the schedule before the first guided step.")
     end_percent: float = number(1.0, 0, 1, "Share of the schedule after which no step is guided.")
-    every: int = integer(1, 1, 1000, "Guide each n-th step only.")
+    every: int = integer(1, 1, 1000, "Guide each n-th step only, which costs less.")
     views: int = integer(0, 0, MOST_VIEWS, f"Augmented views for each guided step. {AS_SUITS}")
     view_seed: int = seed_widget()
 
@@ -55,6 +53,7 @@ class GuideDiffusion:
         "CLIPAG's gradient. Connect the result to a sampler in place of the model."
     )
     RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The diffusion model, guided. Connect it to a sampler.",)
     FUNCTION = "run"
 
     @classmethod
@@ -88,12 +87,28 @@ class GuideDiffusion:
             )
         encoded(target, model.ready())  # reports a bad target at this node, not at the sampler
         guided = need(diffusion, "diffusion", "connect a diffusion model").clone()
+        _check_latents(guided, vae)
         guidance = Guidance(model, vae, target, chosen)
         guided.set_model_sampler_post_cfg_function(guidance)
         if model.patcher is not None:
             # ComfyUI loads them together with the diffusion model, before it samples.
             guided.set_additional_models("clipag", [model.patcher, vae.patcher])
         return (guided,)
+
+
+def _check_latents(diffusion: Any, vae: Any) -> None:
+    """Raise ClipagError unless a VAE decodes pictures from the latents of a diffusion model."""
+    latents = diffusion.get_model_object("latent_format")
+    if latents.latent_dimensions != 2:
+        raise ClipagError(
+            "`diffusion` draws no pictures but videos or sound, which CLIP cannot see: connect a "
+            "model of pictures."
+        )
+    if latents.latent_channels != vae.latent_channels:
+        raise ClipagError(
+            f"`vae` decodes latents of {vae.latent_channels} channels, and those of `diffusion` "
+            f"have {latents.latent_channels}: connect the VAE of the diffusion model."
+        )
 
 
 class Guidance:
@@ -124,30 +139,25 @@ class Guidance:
         )
         if not last <= sigma <= first or step % self.widgets.every or not self.widgets.strength:
             return latents
-        strength = self.widgets.strength * max(1, noise_of(sampling, sigma))
-        return self._moved(latents, step, strength, arguments["model"].process_latent_out)
+        level = noise_level(sampling, sigma)
+        return self._moved(latents, step, level, arguments["model"].process_latent_out)
 
     def _moved(
         self,
         latents: "Tensor",
         step: int,
-        strength: float,
+        level: tuple[float, float],
         process_out: Callable[["Tensor"], "Tensor"],
     ) -> "Tensor":
         """Return latents moved along the gradient of a guide with the views of this step."""
         import torch
 
         from clipag_plugins.guide import Guide
+        from clipag_plugins.integrations.denoising import move_length, moved
         from clipag_plugins.sampler import settings_for
         from clipag_plugins.streams import draw_from
 
-        decoder, channels = self.vae.first_stage_model, self.vae.latent_channels
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise ClipagError(
-                f"`vae` decodes pictures of {channels} channels, and the latents are "
-                f"{tuple(latents.shape)}: connect the VAE of the diffusion model."
-            )
-        clip = self.model.loaded()
+        decoder, clip = self.vae.first_stage_model, self.model.loaded()
         thaw(decoder)
 
         def decode(latents: "Tensor") -> "Tensor":
@@ -164,58 +174,18 @@ class Guidance:
             options=self.model.options,
         )
         with draw_from(torch.Generator().manual_seed(self.widgets.view_seed + step)):
-            return moved(latents, decode, guide, strength)
+            length = move_length(self.widgets.strength, *level)
+            return moved(latents, decode, guide, length)[0]
 
 
-def noise_of(sampling: Any, sigma: float) -> float:
-    """Return the deviation of the noise in noisy latents, in units of the clean latents'.
-
-    Moves are as long as this share of the noise, or they would be lost in it: a step that leaves
-    much noise keeps little of the predicted clean latents.
+def noise_level(sampling: Any, sigma: float) -> tuple[float, float]:
+    """Return the factors of the clean latents and of the noise in the latents that are denoised.
 
     Args:
         sampling: ComfyUI's `model_sampling`.
         sigma: of the step. That of flow models is at most 1, and the latents' share is 1 − sigma.
     """
-    if float(sampling.sigma_max) > 1:
-        return sigma
-    return min(sigma / max(1 - sigma, 1e-6), MOST_NOISE)
-
-
-def moved(
-    latents: "Tensor",
-    decode: Callable[["Tensor"], "Tensor"],
-    guide: "ImageLoss",
-    strength: float,
-) -> "Tensor":
-    """Return latents that are moved so that the guide's loss of their pictures falls.
-
-    Each latent moves along its own normalised gradient, as `canvas.NormalizedGradient` moves
-    pixels. The gradient is normalised in the pixels, too, since that of a loss is so small that it
-    vanishes in a decoder of half precision.
-
-    Args:
-        latents: (B, C, h, w).
-        decode: turns latents into images (B, 3, H, W) in [0, 1], differentiably.
-        guide: judges the images.
-        strength: length of the move, as a share of the latent's standard deviation.
-    """
-    import torch
-
-    leaf = latents.detach().clone().requires_grad_(True)
-    images = decode(leaf)
-    pixels = images.detach().float().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(guide.loss(pixels).sum(), pixels)
-    (direction,) = torch.autograd.grad(images, leaf, _normalised(gradient).to(images))
-    deviation = leaf.detach().float().std(dim=(1, 2, 3), keepdim=True)
-    return (leaf.detach() - strength * deviation * _normalised(direction)).to(latents)
-
-
-def _normalised(gradient: "Tensor") -> "Tensor":
-    """Return gradients (B, …) in float32, each with a root mean square of 1."""
-    gradient = gradient.float()
-    size = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return gradient / size.clamp_min(1e-30)
+    return (1.0 if float(sampling.sigma_max) > 1 else 1 - sigma), sigma
 
 
 def _step(arguments: dict[str, Any]) -> int:

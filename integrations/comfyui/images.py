@@ -6,6 +6,7 @@ An IMAGE is (B, H, W, 3) in [0, 1]; a MASK is (B, H, W) or (H, W), white where s
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clipag_plugins.arguments import LARGEST, SMALLEST
 from clipag_plugins.errors import ClipagError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def tensors_of(image: "Tensor") -> "Tensor":
     """Return an IMAGE as images (B, 3, H, W), float32.
 
     Raises:
-        ClipagError: there is no picture, or it is not RGB.
+        ClipagError: there is no picture, it is not RGB, or it is broken.
     """
     if image is None or image.ndim != 4 or not image.numel():
         shape = "nothing" if image is None else f"an empty batch, {tuple(image.shape)}"
@@ -26,6 +27,11 @@ def tensors_of(image: "Tensor") -> "Tensor":
         raise ClipagError(
             f"`image` has {image.shape[-1]} channels: give it 3, red, green and blue (Split Image "
             "with Alpha takes a fourth away)."
+        )
+    if not image.isfinite().all():
+        raise ClipagError(
+            "`image` holds NaN or infinity: connect another one, or run the VAE that made it in "
+            "float32."
         )
     # Cloned: tensors of the inference mode cannot take part in a gradient.
     return image.detach().clone().float().movedim(-1, 1).clamp(0, 1)
@@ -36,6 +42,22 @@ def pictures_of(image: "Tensor") -> "list[Image.Image]":
     from clipag_plugins.pictures import to_pil
 
     return [to_pil(each) for each in tensors_of(image)]
+
+
+def drawable(image: "Tensor") -> "list[Image.Image]":
+    """Return an IMAGE as pictures that an ascent can start from.
+
+    Raises:
+        ClipagError: as of `tensors_of`; or the pictures are too small or too large.
+    """
+    pictures = pictures_of(image)
+    width, height = pictures[0].size
+    if min(width, height) < SMALLEST or max(width, height) > LARGEST:
+        raise ClipagError(
+            f"`image` has {width} × {height} pixels: scale it to sides from {SMALLEST} to "
+            f"{LARGEST} (Upscale Image does)."
+        )
+    return pictures
 
 
 def image_of(pictures: "Sequence[Image.Image | Tensor]") -> "Tensor":

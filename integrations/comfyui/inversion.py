@@ -60,6 +60,7 @@ class Invert:
         "one embedding, other starts."
     )
     RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The pictures: all variations of the first one, then of the next.",)
     FUNCTION = "run"
 
     @classmethod

@@ -50,6 +50,7 @@ class LoadModel:
     )
     RETURN_TYPES = ("CLIPAG_MODEL",)
     RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The model, for the other nodes of CLIPAG.",)
     FUNCTION = "run"
 
     @classmethod
@@ -57,8 +58,8 @@ class LoadModel:
         """Describe the inputs."""
         tooltip = (
             f"A known model, or a file in models/clip_vision. {SAMPLER_MODEL} and {MODEL} need no "
-            f"download; as on the command line, {SAMPLER_MODEL} is for CLIPAG Sample, and {MODEL}, "
-            "which is faster, for the other nodes."
+            f"download and draw emoji and clip art: {SAMPLER_MODEL} is for CLIPAG Sample, and "
+            f"{MODEL}, which is faster, for the other nodes. For photographs choose ViT-B/32."
         )
         names = [*MODELS, *(file for file in model_files() if file not in MODELS)]
         model: Input = (names, {"default": SAMPLER_MODEL, "tooltip": tooltip})
@@ -104,6 +105,7 @@ class LoadVqgan:
     DESCRIPTION = "Load a VQGAN, which CLIPAG VQGAN draws with."
     RETURN_TYPES = ("CLIPAG_VQGAN",)
     RETURN_NAMES = ("vqgan",)
+    OUTPUT_TOOLTIPS = ("The VQGAN, for CLIPAG VQGAN.",)
     FUNCTION = "run"
 
     @classmethod

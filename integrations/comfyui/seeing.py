@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clipag_plugins.defaults import HEAT_MAP_METHOD, HEAT_MAP_METHODS
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.comfyui.drawing import CATEGORY, LOAD, MODEL
+from clipag_plugins.integrations.comfyui.goals import check_length
 from clipag_plugins.integrations.comfyui.host import Managed, need, with_gradients
 from clipag_plugins.integrations.comfyui.images import image_of, pictures_of, tensors_of
 from clipag_plugins.integrations.comfyui.widgets import Input, choice, inputs_of, socket, string
@@ -24,7 +25,7 @@ STRIP_SIDE, LINE_HEIGHT, FONT_SIZE, MARGIN = 224, 18, 13, 6  # pixels
 class ScoreWidgets:
     """The widget of `Score`."""
 
-    texts: str = string("a red apple\na castle", "What to compare with: one text a line.")
+    texts: str = string("a red apple\na castle", "What to compare with: one text in each line.")
 
 
 class Score:
@@ -38,6 +39,10 @@ class Score:
     RETURN_TYPES = ("FLOAT", "IMAGE")
     RETURN_NAMES = ("similarity", "strip")
     OUTPUT_IS_LIST = (True, False)
+    OUTPUT_TOOLTIPS = (
+        "Similarities, at most 1: those of the first picture with all texts, then of the next.",
+        "The pictures with their similarities below.",
+    )
     FUNCTION = "run"
 
     @classmethod
@@ -61,7 +66,11 @@ class Score:
         lines = ScoreWidgets(**widgets).texts.splitlines()
         texts = [line.strip() for line in lines if line.strip()]
         if not texts:
-            raise ClipagError("`texts` is empty: write what to compare with, one text a line.")
+            raise ClipagError(
+                "`texts` is empty: write what to compare with, one text in each line."
+            )
+        for text in texts:
+            check_length("texts", text)
         clip = need(model, "model", LOAD).ready()
         preprocess = transform(clip.visual.input_resolution, clip.preprocessing)
         batch = torch.stack([preprocess(picture) for picture in pictures])
@@ -101,7 +110,11 @@ class ExplainWidgets:
     """The widgets of `Explain`."""
 
     text: str = string("a red apple", "What to look for.")
-    method: str = choice(HEAT_MAP_METHODS, HEAT_MAP_METHOD, "How the heat map is made.")
+    method: str = choice(
+        HEAT_MAP_METHODS,
+        HEAT_MAP_METHOD,
+        "How the heat map is made. grad and smoothgrad need no extra package.",
+    )
 
 
 class Explain:
@@ -110,9 +123,13 @@ class Explain:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Where pictures show a text: the heat map over the picture, and as a mask, which other "
-        "nodes can use as a selection. Needs pip install 'clipag-plugins[explain]'."
+        "nodes can use as a selection. Most methods need pip install 'clipag-plugins[explain]'."
     )
     RETURN_TYPES = ("IMAGE", "MASK")
+    OUTPUT_TOOLTIPS = (
+        "The pictures, with the heat map over them.",
+        "The heat map: white where the text is. Threshold Mask makes a selection of it.",
+    )
     FUNCTION = "run"
 
     @classmethod
@@ -129,6 +146,7 @@ class Explain:
         from clipag_plugins.explain import contrast_targets, heat_maps, overlay
 
         chosen, images = ExplainWidgets(**widgets), tensors_of(image)
+        check_length("text", chosen.text)
         clip = need(model, "model", LOAD).ready()
         images = images.to(clip.device)
         targets = contrast_targets(clip, [chosen.text]) * len(images)

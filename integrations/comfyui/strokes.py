@@ -15,7 +15,7 @@ from clipag_plugins.integrations.comfyui.host import (
     svg_of,
     with_gradients,
 )
-from clipag_plugins.integrations.comfyui.images import image_of, pictures_of
+from clipag_plugins.integrations.comfyui.images import drawable, image_of
 from clipag_plugins.integrations.comfyui.widgets import (
     Input,
     batch_widget,
@@ -58,7 +58,7 @@ class DrawWidgets:
         STROKE_WIDTH[1], 0.1, 224, "Greatest width of strokes, in 224ths of the side.", 0.1
     )
     palette: str = string(
-        "", "The only colours to use, as black, e63946. Empty for all.", multiline=False
+        "", "The only colours to use, as: black, e63946. Empty for all.", multiline=False
     )
     background: str = string(
         "white", "The paper, as e63946 or by name, or none for transparency.", multiline=False
@@ -76,6 +76,11 @@ class Draw:
     )
     RETURN_TYPES = ("IMAGE", "SVG", "MASK")
     RETURN_NAMES = ("image", "svg", "mask")
+    OUTPUT_TOOLTIPS = (
+        "The drawings as pixels.",
+        "The drawings as vectors, for Save SVG.",
+        "White where a drawing is transparent.",
+    )
     FUNCTION = "run"
 
     @classmethod
@@ -102,7 +107,7 @@ class Draw:
 
         chosen = DrawWidgets(**widgets)
         starts: list[str | Image.Image]
-        starts = ["random"] if image is None else [*pictures_of(image)]
+        starts = ["random"] if image is None else [*drawable(image)]
         drawings = [
             Drawing(
                 chosen.strokes,

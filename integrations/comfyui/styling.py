@@ -13,6 +13,7 @@ from clipag_plugins.defaults import (
     STYLE_WHOLE,
 )
 from clipag_plugins.integrations.comfyui.drawing import CATEGORY, LOAD, MODEL, MOST_STEPS
+from clipag_plugins.integrations.comfyui.goals import check_length
 from clipag_plugins.integrations.comfyui.host import Managed, Progress, need, with_gradients
 from clipag_plugins.integrations.comfyui.images import image_of, masks_of, pictures_of
 from clipag_plugins.integrations.comfyui.widgets import (
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
 class StyleWidgets:
     """The widgets of `Style`: the style, the seed, and the weights of the losses."""
 
-    text: str = string("a watercolor painting", "The style.")
+    text: str = string("a watercolor painting", "The style, in words.")
     seed: int = seed_widget()
     steps: int = integer(STYLE_STEPS, 1, MOST_STEPS, "Updates.")
-    network: bool = switch(True, "Train a style network on the photo, or change its pixels.")
+    network: bool = switch(
+        True, "Train a style network on the photo. Off: change its pixels themselves."
+    )
     strength: float = number(STYLE_STRENGTH, 0, 100, "Weight of the style.")
     patches: int = integer(STYLE_PATCHES, 0, 4096, "Random crops an update, 0 for none.")
     threshold: float = number(
@@ -56,6 +59,7 @@ class Style:
     CATEGORY = CATEGORY
     DESCRIPTION = "Repaint photos in the style of a text (CLIPStyler), each at its own size."
     RETURN_TYPES = ("IMAGE",)
+    OUTPUT_TOOLTIPS = ("The repainted photos.",)
     FUNCTION = "run"
 
     @classmethod
@@ -84,6 +88,7 @@ class Style:
         text, seed, steps, network = (
             chosen.pop(name) for name in ("text", "seed", "steps", "network")
         )
+        check_length("text", text)
         losses, photos = Losses(**chosen), pictures_of(image)
         masks = [None] * len(photos) if mask is None else masks_of(mask, photos)
         clip = need(model, "model", LOAD).ready()

@@ -35,8 +35,10 @@ def number(default: float, least: float, most: float, tooltip: str, step: float 
 
 
 def string(default: str, tooltip: str, multiline: bool = True) -> Any:
-    """Return a field for a text."""
-    options = {"default": default, "multiline": multiline, "tooltip": tooltip}
+    """Return a field for a text, in which {red|green} stands for either, as in ComfyUI's own."""
+    options = {
+        "default": default, "multiline": multiline, "dynamicPrompts": multiline, "tooltip": tooltip
+    }  # fmt: skip
     return field(default=default, metadata={"input": ("STRING", options)})
 
 
