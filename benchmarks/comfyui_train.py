@@ -28,6 +28,7 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.finetune.embedded.image_tower import Pictures
 from clipag_plugins.integrations.vqgan import load_vqgan
+from clipag_plugins.precision import fastest
 
 from .comfyui_inside import start_comfyui
 
@@ -38,11 +39,17 @@ EVERY = 100  # steps between checkpoints
 NO_VARIANCE = -30.0  # logarithm of the variance of a latent: it is not random
 
 
+def fast_cpu() -> torch.autocast:
+    """Compute in the type that is fastest on this CPU."""
+    dtype = fastest(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
 @torch.no_grad()
 def raw_latents(vqgan: Any, images: Tensor) -> Tensor:
     """Return the VQGAN's latents (B, 64, h, w) of images (B, 3, H, W) in [0, 1], not rounded."""
     latents = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_cpu():
         for chunk in images.split(32):
             latents.append(vqgan.quant_conv(vqgan.encoder(chunk * 2 - 1)).float())
     return torch.cat(latents)
@@ -135,7 +142,7 @@ class Training:
         noise = torch.randn(clean.shape, generator=g)
         noisy = signal * (clean + sigma * noise)
         velocity = signal * (noise - sigma * clean)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_cpu():
             predicted = self.network(noisy, times.float(), context=self.blank)
         loss = F.mse_loss(predicted.float(), velocity)
         for group in self.optimizer.param_groups:
