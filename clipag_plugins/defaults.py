@@ -69,3 +69,6 @@ COMPONENTS = (1, 4, 16, 64, 256)  # principal components of `clipag pca`
 
 # `clipag unclip`: steps of the decoder's diffusion, and of the ascent after it.
 DECODER_STEPS, REFINEMENT_STEPS = 30, 6
+
+# Guided diffusion (integrations/denoising.py): a step's move, as a share of the latents' deviation.
+GUIDANCE_STRENGTH = 0.05

@@ -1,7 +1,7 @@
 """Guide a pipeline of diffusers by CLIPAG, and draw without guidance beside it.
 
     python examples/diffusers_guidance.py google/ddpm-cat-256 "a ginger cat"
-    python examples/diffusers_guidance.py FOLDER "a red apple" --model ViT-B/32 --scale 0.05
+    python examples/diffusers_guidance.py FOLDER "a red apple" --model ViT-B/32 --scale 0.02
 
 Needs pip install 'clipag-plugins[diffusers]'.
 """
@@ -19,7 +19,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("pipeline", help="a repository of the Hub, or a folder")
 parser.add_argument("prompt", help="what to draw")
 parser.add_argument("--model", default="clipag-mini", help="the CLIP that guides")
-parser.add_argument("--scale", type=float, default=0.1, help="length of a move of the latents")
+parser.add_argument("--scale", type=float, default=0.05, help="length of a move of the latents")
 parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()

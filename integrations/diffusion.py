@@ -1,6 +1,6 @@
 """Guide diffusers' pipelines by CLIPAG.
 
-    guidance = ClipagGuidance(clip.load_model(), "a red apple", scale=0.1)
+    guidance = ClipagGuidance(clip.load_model(), "a red apple")
     with guidance.applied_to(pipeline):
         picture = pipeline("a red apple").images[0]
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from clipag_plugins.arguments import RunOptions
 from clipag_plugins.base import ClipagModel
+from clipag_plugins.defaults import GUIDANCE_STRENGTH
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.guide import Guide
 from clipag_plugins.integrations.denoising import move_length, moved
@@ -133,7 +134,7 @@ class ClipagGuidance:
         model: ClipagModel,
         prompts: str | Sequence[Prompt],
         *,
-        scale: float = 0.1,
+        scale: float = GUIDANCE_STRENGTH,
         start: float = 0.0,
         stop: float = 0.9,
         views: MakeViews = one_view,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipag_plugins.arguments import MOST_VIEWS
+from clipag_plugins.defaults import GUIDANCE_STRENGTH
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.comfyui.drawing import AS_SUITS, CATEGORY, LOAD, MODEL, TARGET
 from clipag_plugins.integrations.comfyui.goals import Part, encoded
@@ -23,15 +24,13 @@ if TYPE_CHECKING:
 
     from clipag_plugins.base import ClipagModel
 
-DEFAULT_STRENGTH = 0.05
-
 
 @dataclass(frozen=True)
 class GuidanceWidgets:
     """The widgets of `GuideDiffusion`."""
 
     strength: float = number(
-        DEFAULT_STRENGTH,
+        GUIDANCE_STRENGTH,
         0,
         10,
         "How strongly the guide pulls: the length of each move, as a share of the latent's "
