@@ -80,7 +80,7 @@ def write_files(folder: Path) -> None:
             rotated = picture.resize((64, 64)).rotate(360 * number / count)
             rotated.save(folder / name / f"{number}.png")
     (folder / "prompts.txt").write_text("a cat\na dog\na bear\nan apple\n", "utf-8")
-    np.save(folder / "embeddings.npy", np.random.default_rng(0).normal(size=(2, 384)))
+    np.save(folder / "embeddings.npy", np.random.default_rng(0).normal(size=(2, 768)))
     mixture = embedded.checked_path(embedded.read_config()["gmm"])
     shutil.copy(mixture, folder / "tiny.safetensors")
     save_pretrained(load_model(), folder / "runs" / "mini" / "model")

@@ -1,7 +1,8 @@
 """Defaults and names that the library and the command line share. Imports no torch."""
 
 MODEL = "clipag-mini"
-# The sampler has no renderer that adds detail, so it gets the model that sees more of it.
+# The sampler and inversions have no renderer that adds detail, so they get the model that sees more
+# of it.
 SAMPLER_MODEL = "clipag-lite"
 SIDE = 224  # pixels of a drawn picture
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -23,6 +23,7 @@ from .defaults import (
     INVERSION_CLOSENESS,
     MODEL,
     PATH_CLOSENESS,
+    SAMPLER_MODEL,
     SIDE,
     STRENGTHS,
 )
@@ -102,7 +103,7 @@ FROM_BLURRED = Inversion(closeness=PATH_CLOSENESS)
 
 def invert(
     picture: Picture | Sequence[Picture],
-    model: ClipagModel | str | Path = MODEL,
+    model: ClipagModel | str | Path = SAMPLER_MODEL,
     how: Inversion = Inversion(),
     *,
     callback: Callback | None = None,
@@ -139,7 +140,7 @@ def invert(
 
 def draw_embeddings(
     embeddings: Tensor,
-    model: ClipagModel | str | Path = MODEL,
+    model: ClipagModel | str | Path = SAMPLER_MODEL,
     how: Inversion = Inversion(),
     *,
     sources: Tensor | None = None,

@@ -11,6 +11,7 @@ from ..defaults import (
     CANVASES,
     INVERSION_CLOSENESS,
     PATH_CLOSENESS,
+    SAMPLER_MODEL,
     SIDE,
     STRENGTHS,
 )
@@ -47,7 +48,7 @@ PATH_MILLISECONDS = 160  # a frame of an animation between pictures
 INVERT_EXAMPLES = """\
 examples:
   clipag invert cat.jpg                            what the model keeps of a picture
-  clipag invert cat.jpg --model clip-mini          what its vanilla twin keeps
+  clipag invert cat.jpg --model clip-lite          what its vanilla twin keeps
   clipag invert cat.jpg --count 8 --out cats/      variations: one embedding, eight starts
   clipag invert cat.jpg --count 4 --closeness 0.5 --out cats/    variations that stay closer
   clipag invert cat.jpg --closeness 1 --blur 0.05  start from the blurred picture
@@ -80,6 +81,7 @@ def add(commands: Commands) -> None:
         "--count", type=int, default=1, help="pictures of each: SEED, SEED + 1, … (default: 1)"
     )
     add_inversion_options(invert, INVERSION_CLOSENESS)
+    invert.set_defaults(model=SAMPLER_MODEL)
     add_recording(invert)
     add_out(invert, "a .png for one picture", "invert-IMAGE-SEED.png")
 

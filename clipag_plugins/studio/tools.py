@@ -245,6 +245,7 @@ TOOLS = (
             ),
         ),
         mark="inverted",
+        model=SAMPLER_MODEL,
     ),
     Tool(
         "Explain",
