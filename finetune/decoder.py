@@ -24,6 +24,7 @@ from clipag_plugins.prior.decoder import Decoder, DecoderShape
 from clipag_plugins.prior.files import fingerprint, save_decoder
 
 BATCH = 64  # pictures that are encoded at once
+SKETCHES = 256  # of an update: they cost next to nothing
 RESULT = "decoder.safetensors"
 
 
@@ -39,7 +40,7 @@ class Recipe:
         average: decay of the weights' moving average, which is the result.
         dropped: share of embeddings that are left out, for classifier-free guidance.
         seed: of all random numbers.
-        side, sketch, channels: see `prior.decoder.DecoderShape`.
+        side, sketch, channels, patch: see `prior.decoder.DecoderShape`.
         save_every: updates between checkpoints.
 
     Raises:
@@ -56,6 +57,7 @@ class Recipe:
     side: int = 48
     sketch: int = 12
     channels: tuple[int, ...] = (32, 64, 96)
+    patch: int = 2
     save_every: int = 200
 
     def __post_init__(self) -> None:
@@ -138,22 +140,31 @@ def train(pictures: EmbeddedPictures, model: ClipagModel, recipe: Recipe, out: P
     """
     torch.manual_seed(recipe.seed)
     width = pictures.embeddings.shape[-1]
-    shape = DecoderShape(width, recipe.side, recipe.sketch, recipe.channels)
+    shape = DecoderShape(width, recipe.side, recipe.sketch, recipe.channels, recipe.patch)
     decoder = Decoder(shape).to(model.device)
     straight = pictures.embeddings[:, 0].to(model.device)
     decoder.fit_statistics(straight, pictures.pixels.to(model.device).float() / 255)
     decoder.to(memory_format=torch.channels_last)
+    thumbnails = F.interpolate(pictures.pixels.float() / 255, size=recipe.sketch, mode="area")
+
+    def mirrored(
+        images: Tensor, numbers: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mirror half of the pictures, and return their embeddings and themselves."""
+        is_mirrored = torch.rand(len(numbers), generator=generator) < 0.5
+        images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
+        z = pictures.embeddings[numbers, is_mirrored.long()]
+        return z.to(model.device), images.to(model.device)
 
     def loss_of(step: int) -> Tensor:
         count = len(pictures.pixels)
         numbers, generator = updates.batch_of(count, recipe.batch, recipe.seed, step)
-        is_mirrored = torch.rand(len(numbers), generator=generator) < 0.5
-        images = pictures.pixels[numbers].float() / 255
-        images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
-        z = pictures.embeddings[numbers, is_mirrored.long()]
+        pairs = mirrored(pictures.pixels[numbers].float() / 255, numbers, generator)
         dropped = torch.rand(len(numbers), generator=generator) < recipe.dropped
-        device = model.device
-        return decoder.loss(z.to(device), images.to(device), dropped.to(device), generator)
+        loss = decoder.loss(*pairs, dropped.to(model.device), generator)
+        numbers = torch.randint(count, (SKETCHES,), generator=generator)
+        pairs = mirrored(thumbnails[numbers], numbers, generator)
+        return loss + decoder.sketch_loss(*pairs, generator)
 
     identity = {**asdict(recipe), "tower": fingerprint(model), "pictures": len(pictures.pixels)}
     schedule = updates.Schedule(

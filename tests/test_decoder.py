@@ -33,7 +33,7 @@ def untrained(model, held_out, small, tmp_path):
 
 
 @needs_diffusers
-def test_the_sketch_is_the_ridge_regression_of_thumbnails(model, held_out, small):
+def test_the_sketch_begins_as_the_ridge_regression_of_thumbnails(model, held_out, small):
     z, decoder = embed_images(model, held_out[1]), Decoder(TINY)
     decoder.fit_statistics(z, small, ridge=0.03)
     x = ((z - z.mean(dim=0)) / (z - z.mean(dim=0)).square().mean().sqrt()).double()
@@ -42,7 +42,9 @@ def test_the_sketch_is_the_ridge_regression_of_thumbnails(model, held_out, small
     penalty = (0.03 * len(x)) ** 0.5 * torch.eye(x.shape[1]).double()
     rows = torch.cat([y - y.mean(dim=0), torch.zeros(x.shape[1], y.shape[1]).double()])
     weight = torch.linalg.lstsq(torch.cat([x, penalty]), rows).solution
-    torch.testing.assert_close(decoder.sketch.weight.double(), weight.T, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        decoder.sketch.straight.weight.double(), weight.T, atol=1e-4, rtol=1e-3
+    )
 
 
 @needs_diffusers
@@ -106,6 +108,8 @@ def test_the_commands_train_a_decoder_and_draw_with_it(run, tmp_path, held_out):
     [
         ({"side": 50}, "`side` is 50: choose a multiple of 8"),
         ({"side": 0}, "`side` is 0"),
+        ({"patch": 0}, "`patch` is 0"),
+        ({"patch": 5}, "choose a multiple of 20"),
         ({"channels": (20,)}, "multiples of 16"),
         ({"channels": ()}, "multiples of 16"),
     ],

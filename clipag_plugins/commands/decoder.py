@@ -37,6 +37,7 @@ def add(commands: Commands) -> None:
         ("rate", float, 1e-3, "peak learning rate"),
         ("side", int, 48, "of the decoder's pictures in pixels"),
         ("sketch", int, 12, "side of the linear sketch that the network starts from"),
+        ("patch", int, 2, "pixels of a side that are one position: more make updates cheaper"),
         ("save-every", int, 200, "updates between checkpoints"),
     )
     decoder.add_argument(
@@ -59,6 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         side=options.side,
         sketch=options.sketch,
         channels=tuple(options.channels),
+        patch=options.patch,
         save_every=options.save_every,
     )
 

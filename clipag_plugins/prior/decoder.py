@@ -2,8 +2,8 @@
 
 unCLIP's decoder (Ramesh et al., 2022, section 2.1) adds the embedding to that of the timestep,
 which is what diffusers' "projection" of class labels does. This one sees a sketch as well: a
-thumbnail that a linear map makes of the embedding, as unCLIP's upsamplers see a smaller picture. So
-a network of some million parameters need not learn the layout.
+thumbnail that a perceptron makes of the embedding, as unCLIP's upsamplers see a smaller picture. So
+a convolutional network of some million parameters need not learn the layout.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from ..errors import ClipagError, library
 
 TRAINING_STEPS = 1000
 GUIDANCE = 2.0
-PATCH = 2  # pixels of a side that are one position of the network
 NORM_GROUPS = 16
 HEAD_WIDTH = 16
+SKETCH_WIDTH = 512  # of the perceptron's hidden layer
+SKETCH_NOISE = 0.2  # deviation of what is added to standardised embeddings in its training
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DecoderShape:
         sketch: side of the sketch in pixels.
         channels: of each of the network's levels, from fine to coarse. All but the first have
             attention.
+        patch: pixels of a side that are one position of the finest level.
 
     Raises:
         ClipagError: a value is impossible.
@@ -44,9 +46,10 @@ class DecoderShape:
     side: int = 48
     sketch: int = 12
     channels: tuple[int, ...] = (32, 64, 96)
+    patch: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim", "side", "sketch"):
+        for name in ("embed_dim", "side", "sketch", "patch"):
             value = getattr(self, name)
             if not (type(value) is int and 1 <= value <= 65_536):
                 raise ClipagError(f"`{name}` is {value!r}: choose from 1 to 65536.")
@@ -57,7 +60,7 @@ class DecoderShape:
             raise ClipagError(
                 f"`channels` is {self.channels!r}: choose multiples of {NORM_GROUPS} up to 4096."
             )
-        smallest = PATCH * 2 ** (len(self.channels) - 1)
+        smallest = self.patch * 2 ** (len(self.channels) - 1)
         if self.side % smallest:
             raise ClipagError(f"`side` is {self.side}: choose a multiple of {smallest}.")
 
@@ -78,6 +81,28 @@ def _noising() -> Any:
     return scheduler()
 
 
+class Sketch(nn.Module):
+    """Makes thumbnails of standardised embeddings: a linear map and a perceptron beside it.
+
+    Args:
+        embed_dim: width of the embeddings.
+        side: of the thumbnails in pixels.
+    """
+
+    def __init__(self, embed_dim: int, side: int):
+        super().__init__()
+        self.side = side
+        self.straight = nn.Linear(embed_dim, 3 * side**2)
+        self.hidden = nn.Linear(embed_dim, SKETCH_WIDTH)
+        self.bent = nn.Linear(SKETCH_WIDTH, 3 * side**2, bias=False)
+        nn.init.zeros_(self.bent.weight)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return thumbnails (B, 3, S, S), in [-1, 1] or a little beyond, of embeddings (B, D)."""
+        flat: Tensor = self.straight(z) + self.bent(F.silu(self.hidden(z)))
+        return flat.view(-1, 3, self.side, self.side)
+
+
 class Decoder(nn.Module):
     """Draws pictures of image embeddings by diffusion.
 
@@ -92,11 +117,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         levels = len(shape.channels)
-        pixels = 3 * PATCH**2
+        pixels = 3 * shape.patch**2
         down = ["DownBlock2D", *["AttnDownBlock2D"] * (levels - 1)]
         up = [*["AttnUpBlock2D"] * (levels - 1), "UpBlock2D"]
         self.unet: Any = library("diffusers", "diffusers").UNet2DConditionModel(
-            sample_size=shape.side // PATCH,
+            sample_size=shape.side // shape.patch,
             in_channels=pixels + 3,
             out_channels=pixels,
             down_block_types=down,
@@ -109,7 +134,7 @@ class Decoder(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=shape.embed_dim,
         )
-        self.sketch = nn.Linear(shape.embed_dim, 3 * shape.sketch**2)
+        self.sketch = Sketch(shape.embed_dim, shape.sketch)
         self.register_buffer("mean", torch.zeros(shape.embed_dim))
         self.register_buffer("deviation", torch.ones(()))
         self.mean: Tensor
@@ -117,7 +142,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def fit_statistics(self, embeddings: Tensor, images: Tensor, ridge: float = 0.03) -> None:
-        """Take the embeddings' mean and deviation; fit the sketch by ridge regression.
+        """Take the embeddings' mean and deviation; fit the sketch's linear map by ridge regression.
 
         Args:
             embeddings: (N, D), of unit length.
@@ -129,10 +154,10 @@ class Decoder(nn.Module):
         z = self._standard(embeddings).double()
         size = (self.shape.sketch, self.shape.sketch)
         small = F.interpolate(images, size=size, mode="area").flatten(1).double() * 2 - 1
-        self.sketch.bias.copy_(small.mean(dim=0))
+        self.sketch.straight.bias.copy_(small.mean(dim=0))
         penalty = ridge * len(z) * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         weight = torch.linalg.solve(z.T @ z + penalty, z.T @ (small - small.mean(dim=0)))
-        self.sketch.weight.copy_(weight.T)
+        self.sketch.straight.weight.copy_(weight.T)
 
     def loss(
         self, embeddings: Tensor, images: Tensor, dropped: Tensor, generator: torch.Generator
@@ -146,16 +171,32 @@ class Decoder(nn.Module):
             generator: source of all random numbers, on the CPU.
         """
         z = torch.where(dropped[:, None], 0.0, self._standard(embeddings))
-        clean = F.pixel_unshuffle(images * 2 - 1, PATCH)
-        times = torch.randint(TRAINING_STEPS, (len(z),), generator=generator).to(z.device)
+        clean = F.pixel_unshuffle(images * 2 - 1, self.shape.patch)
+        # One in each of B equal parts of the schedule: the loss varies less than with free ones.
+        shares = (torch.arange(len(z)) + torch.rand(len(z), generator=generator)) / len(z)
+        times = (shares * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1).to(z.device)
         noise = torch.randn(clean.shape, generator=generator).to(z.device)
         noisy = _noising().add_noise(clean, noise, times)
         velocity = _noising().get_velocity(clean, noise, times)
         return F.mse_loss(self.predict(noisy, times, z), velocity)
 
+    def sketch_loss(
+        self, embeddings: Tensor, thumbnails: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Return the mean squared error of the sketches, from which alone they learn.
+
+        Args:
+            embeddings: (B, D), of unit length.
+            thumbnails: (B, 3, sketch, sketch), in [0, 1].
+            generator: of the noise that is added to the embeddings, on the CPU.
+        """
+        z = self._standard(embeddings)
+        noise = SKETCH_NOISE * torch.randn(z.shape, generator=generator).to(z.device)
+        return F.mse_loss(self.sketch(z + noise), thumbnails * 2 - 1)
+
     def predict(self, noisy: Tensor, times: Tensor, z: Tensor) -> Tensor:
         """Return the velocities of noisy samples at timesteps (B,), given standardised z (B, D)."""
-        sketch = self.sketch(z).view(-1, 3, self.shape.sketch, self.shape.sketch)
+        sketch = self.sketch(z).detach()
         sketch = F.interpolate(sketch, size=noisy.shape[-2:], mode="bilinear")
         inputs = torch.cat([noisy, sketch], dim=1).contiguous(memory_format=torch.channels_last)
         velocity: Tensor = self.unet(inputs, times, None, class_labels=z).sample
@@ -183,8 +224,8 @@ class Decoder(nn.Module):
         guidance = GUIDANCE if guidance is None else guidance
         z = self._standard(F.normalize(embeddings, dim=1))
         both = torch.cat([z, torch.zeros_like(z)])
-        side = self.shape.side // PATCH
-        shape = (3 * PATCH**2, side, side)
+        side = self.shape.side // self.shape.patch
+        shape = (3 * self.shape.patch**2, side, side)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         sample = torch.stack(draws).to(z.device)
         denoising = scheduler()
@@ -193,7 +234,7 @@ class Decoder(nn.Module):
             velocity = self.predict(sample.repeat(2, 1, 1, 1), time.expand(len(both)), both)
             given, free = velocity.chunk(2)
             sample = denoising.step(free + guidance * (given - free), time, sample).prev_sample
-        return (F.pixel_shuffle(sample, PATCH) / 2 + 0.5).clamp(0, 1)
+        return (F.pixel_shuffle(sample, self.shape.patch) / 2 + 0.5).clamp(0, 1)
 
     def _standard(self, embeddings: Tensor) -> Tensor:
         """Return embeddings whose mean is 0 and whose numbers have size 1."""
