@@ -513,6 +513,22 @@ def unclip_priors(figures: Figures) -> Cells:
         yield target, *(r_precision(cell) for cell in cells)
 
 
+@table("python -m benchmarks.unclip diversity", "unclip_diversity")
+def unclip_diversity(figures: Figures) -> Cells:
+    """How unlike each other pictures of one prompt are."""
+    yield "drawn towards", f"1 - cosine, {figures['seeds']} seeds"
+    for row in figures["rows"]:
+        yield row["target"], f"{row['1 - cosine']:.3f}"
+
+
+@table("python -m benchmarks.unclip decoder --decoder FILE", "unclip_decoder")
+def unclip_decoder(figures: Figures) -> Cells:
+    """Pictures of a decoder beside the VQGAN's."""
+    yield "drawn by", "R-Prec / top 5", "similarity"
+    for row in figures["rows"]:
+        yield row["drawn by"], r_precision(row), f"{row['similarity']:.3f}"
+
+
 @table("python -m benchmarks.unclip inversion", "unclip_inversion")
 def unclip_inversion(figures: Figures) -> Cells:
     """How often the judge finds the source's caption for an inversion."""

@@ -3,10 +3,12 @@
     python -m benchmarks.unclip gap                  # priors' samples beside true embeddings
     python -m benchmarks.unclip priors diversity     # pictures with each prior and with none
     python -m benchmarks.unclip inversion variations diffs
+    python -m benchmarks.unclip decoder --decoder FILE    # beside the VQGAN
     python -m benchmarks.unclip priors --count 100   # all prompts of each group
 
 `--work` is the folder of the corpus; `--priors` holds what `clipag prior` trained on its training
-pictures, in folders that are called as the kinds. The judge has guided nothing and shares no
+pictures, in folders that are called as the kinds. Without a folder of its kind, the prior of the
+package is measured, if there is one. The judge has guided nothing and shares no
 weights with the models. Each part is kept in a file of its own.
 """
 
@@ -23,11 +25,14 @@ from torch.nn import functional as F
 
 from clipag_plugins.arguments import RunOptions
 from clipag_plugins.base import ClipagModel, embed_images
+from clipag_plugins.defaults import REFINEMENT_STEPS
+from clipag_plugins.embedded import read_config
 from clipag_plugins.finetune import prior as training
 from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.finetune.embedded.image_tower import Pictures
 from clipag_plugins.finetune.settings import Source
 from clipag_plugins.hub import load_model
+from clipag_plugins.integrations.vqgan.weights import load_vqgan
 from clipag_plugins.inversion import Inversion, edit, invert
 from clipag_plugins.pictures import to_pil
 from clipag_plugins.prior.drawing import sample_embeddings
@@ -35,11 +40,13 @@ from clipag_plugins.prior.files import load_prior
 from clipag_plugins.prior.network import KINDS, Prior, condition_of
 from clipag_plugins.sampler import sample, settings_for
 from clipag_plugins.targets import Target, text_embeddings
+from clipag_plugins.unclip import Decoding, unclip
 
 from . import keep_table
 from .common import evenly, first_of_each
 from .groups import prompts_of
 from .judge import Judge
+from .vqgan import drawn as drawn_by_vqgan
 
 MODEL, VANILLA = "clipag-mini", "clip-mini"
 GROUPS = ("seen", "imagenet", "neither", "sentences")
@@ -50,9 +57,10 @@ STEPS, VIEWS = 12, 2  # fewer than the defaults, to draw many pictures on a CPU
 INVERSION_STEPS = 24  # noise is a far start
 INVERTING = ("clip-mini", "clipag-mini", "clip-lite", "clipag-lite")
 STARTS = {"noise": "noise", "gmm": "mixture"}
-SEEDS = 4  # of each prompt, for the diversity
+SEEDS = 8  # of each prompt, for the diversity
 QUIET = RunOptions(progress=False)
 STRENGTHS = (0.0, 0.2, 0.4, 0.6)
+VQGAN_RUN = {"steps": 50, "views": 16, "seed": 0}
 Ways = dict[str, Callable[[Sequence[str], Sequence[int]], Tensor]]
 
 
@@ -71,8 +79,9 @@ def ways_to_targets(model: ClipagModel, priors: Path) -> Ways:
     ways: Ways = {"text": words, "memory of captions": memory}
     for kind in KINDS:
         path = priors / kind / training.RESULT
-        if path.is_file():
-            ways[f"{kind} prior"] = drawn_by(load_prior(path, model))
+        if path.is_file() or kind in read_config()["priors"]:
+            known = path if path.is_file() else kind
+            ways[f"{kind} prior"] = drawn_by(load_prior(known, model))
     return ways
 
 
@@ -176,6 +185,32 @@ def diversity(judge: Judge, ways: Ways, count: int) -> list[dict[str, Any]]:
         cosines = (z[first] * z[second]).sum(dim=2)
         lines.append({"target": name, "1 - cosine": 1 - cosines.mean().item()})
     return lines
+
+
+def decoding(judge: Judge, decoder: Path, count: int) -> list[dict[str, Any]]:
+    """Draw seen prompts with a decoder, alone and refined, and with the VQGAN, and judge them."""
+    model, choices = load_model(MODEL), prompts_of("seen")
+    numbers = evenly_from(len(choices), count)
+    prompts = [choices[number] for number in numbers.tolist()]
+    vqgan, how = load_vqgan(), argparse.Namespace(**VQGAN_RUN, side=SIDE)
+    drawn_ = {
+        "VQGAN": torch.cat([drawn_by_vqgan(model, vqgan, how, [each]).images for each in prompts]),
+        "pixels": drawn(model, text_embeddings(model, prompts), 0),
+    }
+    for prior, steps in product((None, "diffusion"), (0, REFINEMENT_STEPS)):
+        options = RunOptions(progress=False, prior=prior)
+        how_to_decode = Decoding(refinement=steps, size=SIDE)
+        name = f"decoder{', diffusion prior' if prior else ''}{', refined' if steps else ''}"
+        drawn_[name] = unclip(prompts, decoder, model, how_to_decode, options=options)[0]
+    prototypes = judge.embed_texts(prompts)
+    return [
+        {
+            "drawn by": name,
+            **shares(ranks(judge, images, choices, numbers)),
+            "similarity": (judge.embed_images(images) * prototypes).sum(dim=1).mean().item(),
+        }
+        for name, images in drawn_.items()
+    ]
 
 
 def evenly_from(length: int, count: int) -> Tensor:
@@ -316,9 +351,13 @@ def main(options: argparse.Namespace) -> None:
     for part in parts:
         if part in drawing:
             lines = drawing[part](judge, ways, options.count)
+        elif part == "decoder":
+            lines = decoding(judge, options.decoder, options.count)
         else:
             lines = changing[part](judge, options.work, options.count)
         settings = {"count": options.count, "side": SIDE, "steps": STEPS, "views": VIEWS}
+        if part == "diversity":
+            settings["seeds"] = SEEDS
         keep_table(f"unclip_{part}", settings, lines)
 
 
@@ -327,10 +366,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "parts",
         nargs="+",
-        choices=("gap", "priors", "diversity", "inversion", "variations", "diffs"),
+        choices=("gap", "priors", "diversity", "decoder", "inversion", "variations", "diffs"),
     )
     parser.add_argument("--count", type=int, default=25, help="prompts of each group, or pictures")
     parser.add_argument("--targets", nargs="+", metavar="NAME", help="lines of the table to make")
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--priors", type=Path, default=Path("build/priors"))
+    parser.add_argument("--decoder", type=Path, help="a decoder that clipag decoder trained")
     main(parser.parse_args())
