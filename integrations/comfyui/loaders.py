@@ -58,8 +58,9 @@ class LoadModel:
         """Describe the inputs."""
         tooltip = (
             f"A known model, or a file in models/clip_vision. {SAMPLER_MODEL} and {MODEL} need no "
-            f"download and draw emoji and clip art: {SAMPLER_MODEL} is for CLIPAG Sample, and "
-            f"{MODEL}, which is faster, for the other nodes. For photographs choose ViT-B/32."
+            f"download and draw emoji and clip art: {SAMPLER_MODEL} is for CLIPAG Sample and "
+            f"Invert, and {MODEL}, which is faster, for the other nodes. For photographs choose "
+            "ViT-B/32."
         )
         names = [*MODELS, *(file for file in model_files() if file not in MODELS)]
         model: Input = (names, {"default": SAMPLER_MODEL, "tooltip": tooltip})
