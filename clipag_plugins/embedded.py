@@ -29,22 +29,35 @@ def load(name: str) -> ClipagModel:
     config = read_config()
     entry = config["models"][name]
     image, text = read_weights(entry["image"]), read_weights(config["text"])
-    settings, twin = config["model_cfg"], name
+    settings, twin = config["model_cfg"], entry.get("coarse", name)
+    # The models share the text tower and the memory's keys. Each coarse tower has its own values.
+    memory = read_weights(config["memory"])
+    text |= {"memory.keys": memory["keys"], "memory.values": memory[twin]}
     if "coarse" in entry:
         # Two towers look at a picture: this model's own, and that of the model named here.
-        settings, twin = _two_scale_config(config), entry["coarse"]
+        settings = _two_scale_config(config)
+        concepts = read_weights(config["concepts"])
+        head = {f"head.{part}": concepts.pop(part) for part in ("weight", "bias")}
         coarse = read_weights(config["models"][twin]["image"])
-        image = {f"fine.{key}": value for key, value in image.items()}
+        image = {f"fine.{key}": value for key, value in (image | head).items()}
         image |= {f"coarse.{key}": value for key, value in coarse.items()}
+        text |= _concepts(concepts, memory["keys"])
     with draw_nothing():
         model = mini.build_model(settings, name, entry["logit_scale"])
     architecture.load_weights(model.visual.tower, image, entry["image"]["name"])
-    # The models share the text tower and the memory's keys. Each coarse tower has its own values.
-    memory = read_weights(config["memory"])
-    memory_of_model = {"memory.keys": memory["keys"], "memory.values": memory[twin]}
-    architecture.load_weights(model.text, {**text, **memory_of_model}, config["text"]["name"])
+    architecture.load_weights(model.text, text, config["text"]["name"])
     model.visual.tower.to(memory_format=torch.channels_last)
     return model
+
+
+def _concepts(stored: Mapping[str, Tensor], captions: Tensor) -> dict[str, Tensor]:
+    """Return the state of `TwoScaleTextTower.concepts`: captions, then names of classes.
+
+    A class is stored once, and has several names. The captions' keys are those of the memory.
+    """
+    values = torch.cat([stored["captions"], stored["classes"][stored["class_of_name"].long()]])
+    keys = torch.cat([captions, stored["names"]])
+    return {"concepts.keys": keys, "concepts.values": values}
 
 
 def read_weights(entry: dict[str, str]) -> dict[str, Tensor]:
@@ -84,16 +97,23 @@ def config_for(state: Mapping[str, Tensor]) -> dict[str, Any]:
     embedded = read_config()
     is_two_scales = "visual.tower.fine.stem.weight" in state
     config = _two_scale_config(embedded) if is_two_scales else embedded["model_cfg"]
-    keys = state.get("text.memory.keys")
-    entries = 0 if keys is None or keys.ndim == 0 else keys.shape[0]
-    return {**config, "text_cfg": {**config["text_cfg"], "memory": entries}}
+    entries = {"memory": _entries(state, "memory")}
+    if is_two_scales:
+        entries["concepts"] = _entries(state, "concepts")
+    return {**config, "text_cfg": {**config["text_cfg"], **entries}}
+
+
+def _entries(state: Mapping[str, Tensor], memory: str) -> int:
+    keys = state.get(f"text.{memory}.keys")
+    return 0 if keys is None or keys.ndim == 0 else keys.shape[0]
 
 
 def _two_scale_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the `model_cfg` of a model whose coarse tower is that of the other models."""
     coarse: dict[str, Any] = config["model_cfg"]
-    vision = {**config["fine_cfg"], "coarse": coarse["vision_cfg"]}
-    return {**coarse, "embed_dim": 2 * coarse["embed_dim"], "vision_cfg": vision}
+    vision = {**config["fine_cfg"]["vision_cfg"], "coarse": coarse["vision_cfg"]}
+    text = {**coarse["text_cfg"], **config["fine_cfg"]["text_cfg"]}
+    return {"embed_dim": 2 * coarse["embed_dim"], "vision_cfg": vision, "text_cfg": text}
 
 
 def read_config() -> dict[str, Any]:

@@ -88,10 +88,6 @@ class NormedConv(nn.Module):
     The gain and the statistics scale the weights at every call. That costs next to nothing, and
     leaves the weights as well scaled for the optimiser as they were with batch normalisation.
     Padding is TensorFlow's "same", which puts the odd pixel on the right and at the bottom.
-
-    Attributes:
-        picture_statistics: (4, outputs) of the output over natural pictures: the mean of their
-            means and its standard deviation over pictures, then the same of their deviations.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
@@ -103,10 +99,8 @@ class NormedConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("mean", torch.zeros(outputs))
         self.register_buffer("variance", torch.ones(outputs))
-        self.register_buffer("picture_statistics", torch.zeros(4, outputs))
         self.mean: Tensor
         self.variance: Tensor
-        self.picture_statistics: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, outputs, ceil(H / stride), ceil(W / stride))."""

@@ -16,8 +16,14 @@ from torch.nn import functional as F
 from .base import ImageTower, TwoTowers, is_traced
 from .lite import VARIANTS, LiteTower
 from .model_config import DEEPEST, LARGEST_SIDE, Settings
-from .two_scales import TwoScaleImageTower
+from .two_scales import TwoScaleImageTower, side_by_side
 from .vit import VisionTransformer
+
+# R-Prec on 100 training captions outside both lists, with / without the memory entries within
+# cosine 0.93 of the caption: T = 0.05: 65 / 15 %, 0.1: 63 / 21 %, 0.15: 54 / 22 %.
+MEMORY_TEMPERATURE = 0.1
+# A name of a class must recall this class, and not a mixture of its neighbours.
+CONCEPTS_TEMPERATURE = 0.05
 
 
 class Block(nn.Module):
@@ -81,26 +87,28 @@ class Memory(nn.Module):
     computes the entries.
 
     Args:
-        captions: number of entries.
+        entries: how many there are.
         embed_dim: width of the embeddings.
+        temperature: of the attention.
     """
 
-    # R-Prec on 100 training captions outside both lists, with / without the memory entries within
-    # cosine 0.93 of the caption: T = 0.05: 65 / 15 %, 0.1: 63 / 21 %, 0.15: 54 / 22 %.
-    TEMPERATURE = 0.1
-
-    def __init__(self, captions: int, embed_dim: int):
+    def __init__(self, entries: int, embed_dim: int, temperature: float):
         super().__init__()
-        self.register_buffer("keys", torch.zeros(captions, embed_dim))
-        self.register_buffer("values", torch.zeros(captions, embed_dim))
+        self.temperature = temperature
+        self.register_buffer("keys", torch.zeros(entries, embed_dim))
+        self.register_buffer("values", torch.zeros(entries, embed_dim))
         self.keys: Tensor
         self.values: Tensor
 
+    def recall(self, embeddings: Tensor) -> Tensor:
+        """Return what texts (B, D) retrieve, (B, D), of unit length."""
+        queries = F.normalize(embeddings, dim=1)
+        attention = (queries @ self.keys.T / self.temperature).softmax(dim=1)
+        return F.normalize(attention @ self.values, dim=1)
+
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return unit embeddings of texts (B, D) plus unit embeddings from the memory."""
-        queries = F.normalize(embeddings, dim=1)
-        retrieved = (queries @ self.keys.T / self.TEMPERATURE).softmax(dim=1) @ self.values
-        return queries + F.normalize(retrieved, dim=1)
+        return F.normalize(embeddings, dim=1) + self.recall(embeddings)
 
 
 class MiniTextTower(nn.Module):
@@ -139,7 +147,7 @@ class MiniTextTower(nn.Module):
         self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim)
-        self.memory = Memory(memory, embed_dim) if memory else None
+        self.memory = Memory(memory, embed_dim, MEMORY_TEMPERATURE) if memory else None
         angle = torch.arange(context_length)[:, None] * torch.exp(
             torch.arange(0, width, 2) * (-math.log(10_000.0) / width)
         )
@@ -168,19 +176,40 @@ class MiniTextTower(nn.Module):
 class TwoScaleTextTower(MiniTextTower):
     """The text tower of `TwoScaleImageTower`, (B, ≤ 77) integers → (B, 2 D).
 
-    The coarse half is the text with the memory, the fine half without: the fine tower was trained
-    on the texts' own embeddings.
+    The coarse half is the text with its memory. The fine half is what the text recalls of the
+    concepts: where pictures of captions and of ImageNet's classes lie in the fine tower's space.
+    `finetune/embedded/concepts.py` computes both that space and the concepts.
+
+    Args:
+        embed_dim: of each half.
+        concepts: how many there are.
+        width, heads, layers, context_length, vocab, memory: as for `MiniTextTower`.
     """
 
+    def __init__(
+        self,
+        embed_dim: int,
+        width: int,
+        heads: int,
+        layers: int,
+        context_length: int,
+        vocab: int,
+        memory: int,
+        concepts: int,
+    ):
+        super().__init__(embed_dim, width, heads, layers, context_length, vocab, memory)
+        self.concepts = Memory(concepts, embed_dim, CONCEPTS_TEMPERATURE)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return text embeddings (B, 2 D), each half of unit length."""
+        """Return text embeddings (B, 2 D), of unit length."""
         words = super().words(tokens)
-        halves = (words if self.memory is None else self.memory(words), words)
-        return torch.cat([F.normalize(half, dim=1) for half in halves], dim=1)
+        coarse = words if self.memory is None else self.memory(words)
+        return side_by_side(coarse, self.concepts.recall(words))
 
     def words(self, tokens: Tensor) -> Tensor:
-        """Return embeddings (B, 2 D) without the memory's part, each half of unit length."""
-        return F.normalize(super().words(tokens), dim=1).repeat(1, 2)
+        """Return embeddings (B, 2 D) without the memory's part, of unit length."""
+        words = super().words(tokens)
+        return side_by_side(words, self.concepts.recall(words))
 
 
 class MiniClip(TwoTowers):
@@ -212,10 +241,11 @@ def build_towers(
     embed_dim = Settings(config, what).integer("embed_dim")
     vision, text = Settings(config["vision_cfg"], what), Settings(config["text_cfg"], what)
     if "fine" not in vision.values:
-        return _image_tower(vision, embed_dim), _text_tower(text, embed_dim)
+        return _image_tower(vision, embed_dim), MiniTextTower(embed_dim, *_text_sizes(text))
     Settings(config, what).require_multiple("embed_dim", embed_dim, 2)
     half = embed_dim // 2
-    return _two_scales(vision, half), _text_tower(text, half, TwoScaleTextTower)
+    text_tower = TwoScaleTextTower(half, *_text_sizes(text), text.integer("concepts"))
+    return _two_scales(vision, half), text_tower
 
 
 def _two_scales(vision: Settings, embed_dim: int) -> nn.Module:
@@ -247,14 +277,12 @@ def _image_tower(vision: Settings, embed_dim: int) -> nn.Module:
     return MiniImageTower(embed_dim, widths, depths)
 
 
-def _text_tower(
-    text: Settings, embed_dim: int, kind: type[MiniTextTower] = MiniTextTower
-) -> MiniTextTower:
+def _text_sizes(text: Settings) -> tuple[int, int, int, int, int, int]:
+    """Return what `MiniTextTower` takes after the width of the embedding."""
     width, heads = text.integer("width"), text.integer("heads")
     text.require_multiple("width", width, heads)
     text.require_multiple("width", width, 2)  # positions are pairs of a sine and a cosine
-    return kind(
-        embed_dim,
+    return (
         width,
         heads,
         text.integer("layers", largest=DEEPEST),

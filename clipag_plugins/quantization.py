@@ -19,14 +19,18 @@ def quantize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict in 8 bits, which `dequantize` reads.
 
     Args:
-        state: floating-point tensors of any shape.
+        state: tensors of any shape.
 
     Returns:
         Tensors of two or more dimensions as int8 of the same shape, and the float16 scales of
-        their rows, (rows,), under "NAME.scale"; all other tensors as float16.
+        their rows, (rows,), under "NAME.scale"; all other tensors as float16, and whole numbers
+        as they are.
     """
     quantized = {}
     for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            quantized[name] = tensor
+            continue
         if tensor.ndim < 2:
             quantized[name] = tensor.half()
             continue

@@ -18,9 +18,6 @@ from .two_scales import TwoScaleImageTower
 CANDIDATES_A_CLASS = 2
 # More need blocks so large that the system clears their pages anew for each layer.
 CANDIDATES_AT_ONCE = 25
-# Candidates of a try, of 400, that the fine one of two towers sees. For 350 prompts and four tries
-# of the seeds 0 and 1, two of 2,800 starts would differ if it saw all.
-SHORTLIST = 128
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 0.2  # of `init="noise"`
 
 Preview = Callable[[Tensor], None]  # takes images (B · tries, 3, H, W)
@@ -89,35 +86,27 @@ def nearest(
 ) -> Tensor:
     """Choose the candidate that is most similar to each target, (B, tries, 3, 16, 16).
 
-    Each try chooses among its own candidates: every `tries`-th. Of two towers, the fine one takes
-    most of the time, and all candidates are blurs. So it sees only those of a try that are most
-    similar in the coarse tower.
+    Each try chooses among its own candidates: every `tries`-th. Of two towers the coarse one
+    chooses, since all candidates are blurs: the fine one sees in them what no eye does.
 
     Args:
         candidates: (N · tries, 3, 16, 16) in [0, 1].
         targets: B of them.
         model: measures the similarity.
         tries: starts of each image.
-        show: called with the first candidates, and with the choice of a coarse tower.
+        show: called with the first candidates.
     """
     show(candidates[:tries].expand(len(targets), *candidates[:tries].shape))
     embeddings = torch.stack([target.embedding for target in targets])
-    eligible = torch.arange(len(candidates), device=model.device).view(1, -1, tries)
-    eligible = eligible.expand(len(targets), -1, -1)  # each try's candidates, (B, N, tries)
-    tower = getattr(model.visual, "tower", None)
+    tower, side = getattr(model.visual, "tower", None), model.visual.native_size
     if isinstance(tower, TwoScaleImageTower):
         side = tower.coarse_side
-        coarse = _embedded(candidates, side, lambda x: tower.embed_coarse(normalize(x)))
-        likeness = embeddings[:, : coarse.shape[1]] @ coarse.T
-        best = likeness.view(eligible.shape).topk(min(SHORTLIST, eligible.shape[1]), dim=1).indices
-        eligible = eligible.gather(1, best)
-        show(candidates[eligible[:, 0]])
-    needed, place = eligible.unique(return_inverse=True)
-    side = model.visual.native_size
-    z = _embedded(candidates[needed], side, lambda x: embed_images(model, x))
-    likeness = (embeddings @ z.T).gather(1, place.flatten(1)).view(eligible.shape)
-    chosen = eligible.gather(1, likeness.argmax(dim=1, keepdim=True))[:, 0]
-    return candidates[chosen]
+        z = _embedded(candidates, side, lambda x: tower.embed_coarse(normalize(x)))
+        embeddings = embeddings[:, : z.shape[1]]
+    else:
+        z = _embedded(candidates, side, lambda x: embed_images(model, x))
+    best = (embeddings @ z.T).unflatten(1, (-1, tries)).argmax(dim=1)  # (B, tries)
+    return candidates[best * tries + torch.arange(tries, device=best.device)]
 
 
 def _embedded(candidates: Tensor, side: int, embed: Callable[[Tensor], Tensor]) -> Tensor:

@@ -21,8 +21,7 @@ LAYERS = (
     "errors defaults arguments",
     "files untrusted download packed precision pictures trajectory sheet notebook streams "
     "registry model_config bpe tokenizer quantization",
-    "base transformer vit resnet lite two_scales mini statistics checkpoint architecture stages "
-    "smoothing",
+    "base transformer vit resnet lite two_scales mini checkpoint architecture stages smoothing",
     "embedded publish hub",
     "targets latents prior views graphs guide canvas multiscale mixture starts masks",
     "ascent",

@@ -23,9 +23,9 @@ from clipag_plugins.finetune.embedded.impressions import (
     upsampling,
 )
 from clipag_plugins.finetune.embedded.pack import Pack, Texts, encode, load_trunk, save_trunk
+from clipag_plugins.finetune.embedded.statistics import Recorder, batch_distance, total
 from clipag_plugins.lite import FEATURES, LiteTower, NormedConv
 from clipag_plugins.quantization import quantize
-from clipag_plugins.statistics import Recorder, batch_distance, total
 
 CAPTIONS = ["red", "green", "blue", "grey"]
 CPU = torch.device("cpu")
@@ -193,7 +193,6 @@ def test_the_command_trains_a_tower_in_its_minutes(pack, tmp_path):
     plain, robust = (load_file(out / f"{name}.safetensors") for name in ("plain", "robust"))
     LiteTower(384, "lite0").load_state_dict({k: v.float() for k, v in robust.items()})
     assert not torch.equal(plain["head.weight"], robust["head.weight"])
-    assert (robust["top.picture_statistics"][1] > 0).any()
     with safe_open(out / "robust.safetensors", "pt") as file:
         assert float(file.metadata()["logit_scale"]) > 0
     assert sum(path.stat().st_size for path in out.iterdir()) < 2 * 16 * 2**20

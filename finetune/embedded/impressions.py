@@ -23,9 +23,9 @@ from clipag_plugins.files import write_beside
 from clipag_plugins.finetune.augment import placed
 from clipag_plugins.finetune.embedded.pack import TRUNKS, decode, encode, frozen_trunk
 from clipag_plugins.finetune.embedded.repeated import Repeated, assign_gradients
+from clipag_plugins.finetune.embedded.statistics import Recorder, batch_distance, total
 from clipag_plugins.finetune.embedded.trunk import CLASSES
 from clipag_plugins.lite import LiteTower
-from clipag_plugins.statistics import Recorder, batch_distance, total
 
 RATE, BETAS = 0.02, (0.5, 0.9)
 GAIN = 2.0  # of the pyramid's sum before the sigmoid

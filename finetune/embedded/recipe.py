@@ -19,9 +19,10 @@ MINI: dict[str, Any] = {
     },
 }
 
-# Under `fine_cfg`: the image towers of the models of two scales. Their temperature is that of
-# `clip-mini`, since a mean of two cosines has about the range of one.
-FINE: dict[str, Any] = {"image_size": 128, "fine": "lite0"}
+# Under `fine_cfg`: what the models of two scales have beside. Their temperature is that of
+# `clip-mini`, since a mean of two cosines has about the range of one. `export` adds the number of
+# concepts to the `text_cfg`.
+FINE: dict[str, Any] = {"vision_cfg": {"image_size": 128, "fine": "lite0"}, "text_cfg": {}}
 FINE_SCALE = 3.7
 
 # In taming's own config format.

@@ -49,7 +49,6 @@ from clipag_plugins.finetune.embedded.recipe import Recipe
 from clipag_plugins.finetune.embedded.repeated import Repeated, assign_gradients
 from clipag_plugins.finetune.embedded.training_pictures import TrainingPictures
 from clipag_plugins.lite import LiteTower
-from clipag_plugins.statistics import Recorder, picture_statistics
 
 SECONDS_BETWEEN_REPORTS = 60.0
 FIRST_SCALE = 20.0  # of the logits
@@ -249,10 +248,9 @@ class Trainer:
         (out / UNFINISHED).replace(out / "robust.safetensors")
 
     def report(self, tower: LiteTower, out: Path, entry: dict[str, float]) -> None:
-        """Log a tower's retrieval, and save it with its statistics."""
+        """Log a tower's retrieval, and save it."""
         scale = self.log_scale.exp().item()
         log(out, {**entry, "scale": scale, **self.retrieval(tower)})
-        self.measure_statistics(tower)
         save_tower(tower, scale, out / UNFINISHED, {"done": str(entry["done"])})
 
     def retrieval(self, tower: LiteTower) -> dict[str, float]:
@@ -287,20 +285,6 @@ class Trainer:
         z = tower.head(self.features(tower, images))
         top = (z @ texts.T).topk(min(count, len(texts))).indices
         return float((top == targets[:, None]).any(dim=1).float().mean())
-
-    @torch.no_grad()
-    def measure_statistics(self, tower: LiteTower, batches: int = 8) -> None:
-        """Set a tower's picture statistics to those of clean training pictures."""
-        recorder = Recorder(tower, lambda _, output: picture_statistics(output, 1))
-        measured = []
-        for _ in range(batches):
-            with recorder.recording() as statistics:
-                self.features(tower, self.batch(self.recipe.batch).images)
-            measured.append(statistics)
-        for layer, *parts in zip(recorder.layers, *measured, strict=True):
-            means, deviations = torch.cat(parts, dim=1)
-            spread = [means.mean(0), means.std(0), deviations.mean(0), deviations.std(0)]
-            layer.picture_statistics.copy_(torch.stack(spread))
 
 
 def log(out: Path, entry: dict[str, float]) -> None:
@@ -341,7 +325,6 @@ def make(
                 trainer.done = float(file.metadata()["done"])
     else:
         trainer.train_head()
-        trainer.measure_statistics(trainer.tower)
         save_tower(trainer.tower, trainer.log_scale.exp().item(), out / "plain.safetensors")
     log(out, trainer.retrieval(trainer.tower))
     trainer.train(out)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .lite import LiteTower, NormedConv
+from clipag_plugins.lite import LiteTower, NormedConv
 
 # The stem sees the colours and edges themselves, so it counts as much as several later layers.
 STEM_WEIGHT = 10.0
@@ -52,34 +52,13 @@ def batch_distance(layer: NormedConv, output: Tensor) -> Tensor:
     It is the mean over the channels of the squared differences of mean and deviation, both in
     units of the fixed deviation. Only a batch of many different pictures can be near.
     """
-    mean, variance = _statistics(output, (0, 2, 3))
+    mean = output.mean(dim=(0, 2, 3), dtype=torch.float32)
+    variance = output.square().mean(dim=(0, 2, 3), dtype=torch.float32) - mean.square()
     deviation = variance.clamp_min(SMALLEST_VARIANCE).sqrt()
     expected = layer.gain.abs()
     of_mean = (mean - layer.bias) / (expected + SMALLEST_DEVIATION)
     of_deviation = (deviation - expected) / (expected + SMALLEST_DEVIATION)
     return of_mean.square().mean() + of_deviation.square().mean()
-
-
-def picture_statistics(output: Tensor, views: int) -> Tensor:
-    """Return mean and deviation of each picture's output over its views and places.
-
-    Args:
-        output: (views * B, C, H, W), the views of a picture B rows apart.
-        views: of each picture.
-
-    Returns:
-        (2, B, C) in float32.
-    """
-    pictures = output.unflatten(0, (views, -1))
-    mean, variance = _statistics(pictures, (0, 3, 4))
-    return torch.stack([mean, variance.clamp_min(SMALLEST_VARIANCE).sqrt()])
-
-
-def _statistics(output: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return means and variances over some dimensions, in float32."""
-    mean = output.mean(dim=dims, dtype=torch.float32)
-    variance = output.square().mean(dim=dims, dtype=torch.float32) - mean.square()
-    return mean, variance
 
 
 def total(distances: list[Tensor]) -> Tensor:
