@@ -53,7 +53,7 @@ def test_padding_does_not_matter(model64):
 
 
 def test_a_memory_adds_embeddings_of_pictures_with_similar_captions():
-    memory = Memory(captions=2, embed_dim=4)
+    memory = Memory(entries=2, embed_dim=4, temperature=0.1)
     texts = torch.eye(4)[:1] * torch.tensor([[1.0], [-1.0]])  # too far apart for a mixture
     memory.keys[:], memory.values[:] = texts, torch.eye(4)[2:] * 3
     assert torch.allclose(memory(texts * 5), texts + torch.eye(4)[2:], atol=1e-6)
