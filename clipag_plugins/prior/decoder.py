@@ -19,6 +19,7 @@ from ..defaults import DECODER_STEPS
 from ..errors import ClipagError, library
 
 TRAINING_STEPS = 1000
+MOST_WEIGHT = 5.0  # of a prediction's squared error
 GUIDANCE = 2.0
 NORM_GROUPS = 16
 HEAD_WIDTH = 16
@@ -66,13 +67,16 @@ class DecoderShape:
 
 
 def scheduler() -> Any:
-    """Return diffusers' DDIM scheduler with the cosine schedule, for v-prediction.
+    """Return diffusers' DDIM scheduler with the cosine schedule, for predictions of the picture.
+
+    A network whose positions are patches has few channels for each pixel. Pictures pass through
+    them, but noise does not, so it predicts pictures.
 
     Raises:
         ClipagError: diffusers is not installed.
     """
     return library("diffusers", "diffusers").DDIMScheduler(
-        TRAINING_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+        TRAINING_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="sample"
     )
 
 
@@ -162,7 +166,9 @@ class Decoder(nn.Module):
     def loss(
         self, embeddings: Tensor, images: Tensor, dropped: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Return the mean squared error of the predicted velocities.
+        """Return the mean squared error of the predicted pictures, weighted by the noise.
+
+        The weight is that of velocities, 1 / σ², up to a limit.
 
         Args:
             embeddings: (B, D), of unit length.
@@ -177,8 +183,9 @@ class Decoder(nn.Module):
         times = (shares * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1).to(z.device)
         noise = torch.randn(clean.shape, generator=generator).to(z.device)
         noisy = _noising().add_noise(clean, noise, times)
-        velocity = _noising().get_velocity(clean, noise, times)
-        return F.mse_loss(self.predict(noisy, times, z), velocity)
+        variance: Tensor = 1 - _noising().alphas_cumprod.to(z.device)[times]
+        errors = (self.predict(noisy, times, z) - clean).square().flatten(1).mean(dim=1)
+        return (errors * (1 / variance).clamp(max=MOST_WEIGHT)).mean()
 
     def sketch_loss(
         self, embeddings: Tensor, thumbnails: Tensor, generator: torch.Generator
@@ -195,12 +202,18 @@ class Decoder(nn.Module):
         return F.mse_loss(self.sketch(z + noise), thumbnails * 2 - 1)
 
     def predict(self, noisy: Tensor, times: Tensor, z: Tensor) -> Tensor:
-        """Return the velocities of noisy samples at timesteps (B,), given standardised z (B, D)."""
+        """Return the clean samples of noisy ones at timesteps (B,), given standardised z (B, D).
+
+        The network adds to the enlarged sketch.
+        """
         sketch = self.sketch(z).detach()
+        side = self.shape.side
+        blurred = F.interpolate(sketch, size=(side, side), mode="bilinear")
         sketch = F.interpolate(sketch, size=noisy.shape[-2:], mode="bilinear")
         inputs = torch.cat([noisy, sketch], dim=1).contiguous(memory_format=torch.channels_last)
-        velocity: Tensor = self.unet(inputs, times, None, class_labels=z).sample
-        return velocity
+        detail = self.unet(inputs, times, None, class_labels=z).sample
+        clean: Tensor = F.pixel_unshuffle(blurred, self.shape.patch) + detail
+        return clean
 
     @torch.no_grad()
     def sample(
@@ -231,8 +244,8 @@ class Decoder(nn.Module):
         denoising = scheduler()
         denoising.set_timesteps(steps, device=z.device)
         for time in denoising.timesteps:
-            velocity = self.predict(sample.repeat(2, 1, 1, 1), time.expand(len(both)), both)
-            given, free = velocity.chunk(2)
+            clean = self.predict(sample.repeat(2, 1, 1, 1), time.expand(len(both)), both)
+            given, free = clean.chunk(2)
             sample = denoising.step(free + guidance * (given - free), time, sample).prev_sample
         return (F.pixel_shuffle(sample, self.shape.patch) / 2 + 0.5).clamp(0, 1)
 
