@@ -39,14 +39,13 @@ from . import RESULTS, keep, keep_table
 from .groups import prompts_of
 from .judge import BATCH, LEAST, SIDE, Head, Judge, Trunk, sentence_embeddings
 from .quality import starts
-from .worn import blurred, worn
+from .worn import BLUR, blurred, worn
 
 DIMENSIONS = 360  # of the space, in which captions differ most
 TINY = 0.01  # keeps features that hardly vary from counting much
 SHRINKAGE = 0.05  # of the scatter towards equal variances, as a share of the mean variance
 PICTURES = 2  # that a caption has at least, if it has a prototype
 SHEET = Path(__file__).parent / "naming.webp"
-BLUR = 48  # pixels a side
 HELD_OUT = 8  # one picture in so many
 
 

@@ -10,10 +10,11 @@
 Draws the prompts of four groups (`benchmarks.judge.prompts_of`) with the vanilla and the CLIPAG
 tower: in one try without and with augmentation, and in several tries as `clipag generate` does. The
 judge then chooses the prompt of each picture among those of its group (R-Prec; chance is 1 %, and
-2 % for sentences). For names of ImageNet's classes its classifier, which was fitted on nothing of
-ours, chooses too. The starts of a single try are judged as well: they show which part of the score
-the guide did not contribute. An interrupted run resumes. A part of the table replaces that part of
-the kept file.
+2 % for sentences). It judges the picture blurred to 48 pixels as well, where grain cannot sway it:
+a gradient that only fools networks of the judge's kind draws grain. For names of ImageNet's classes
+its classifier, which was fitted on nothing of ours, chooses too. The starts of a single try are
+judged as well: they show which part of the score the guide did not contribute. A part of the table
+replaces that part of the kept file. An interrupted run resumes.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from . import RESULTS, keep_table
 from .common import digest_of_package, judged, pictures_of, r_precision
 from .groups import prompts_of
 from .judge import Judge
+from .worn import BLUR, blurred
 
 GROUPS = ("seen", "imagenet", "neither", "sentences")
 MODELS = ("clip-mini", "clipag-mini")
@@ -80,6 +82,8 @@ def table(
             images = pictures_of(draw, candidates[: part.prompts], folder, {"seed": seed})
             row: dict[str, Any] = {"prompts": group, "model": title, "setting": setting}
             row |= judged(judge, images, candidates)
+            of_blurred = judged(judge, blurred(images, BLUR), candidates)
+            row |= {f"blurred: {key}": value for key, value in of_blurred.items()}
             if group == "imagenet":
                 by_classifier = r_precision(judge.classes(images, candidates))
                 row |= {f"classifier: {key}": value for key, value in by_classifier.items()}

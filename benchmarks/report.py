@@ -166,17 +166,19 @@ def headline(
     yield "", "vanilla", "CLIPAG"
     # Figures of the former judge cannot stand beside those of the present one.
     if "judge" in quality:
-        for group in ("seen", "imagenet"):
-            shares = [
-                _share(quality, prompts=group, model=model, setting="augmentation")
-                for model in SAMPLERS
-            ]
-            yield f"pixels, {GROUPS[group]}: R-Prec", *shares
+        shares = [
+            " / ".join(
+                _share(quality, key, prompts="seen", model=model, setting="augmentation")
+                for key in ("R-Prec", "blurred: R-Prec")
+            )
+            for model in SAMPLERS
+        ]
+        yield f"pixels, {GROUPS['seen']}: R-Prec, sharp / blurred to 48 px", *shares
     if "judge" in clipdraw:
-        shares = [_share(clipdraw, model=model, augmentation="yes") for model in BOTH]
+        shares = [_share(clipdraw, "R-Prec", model=model, augmentation="yes") for model in BOTH]
         yield "strokes (CLIPDraw): R-Prec", *shares
     if "judge" in vqgan:
-        yield "VQGAN+CLIP: R-Prec", *(_share(vqgan, model=model) for model in BOTH)
+        yield "VQGAN+CLIP: R-Prec", *(_share(vqgan, "R-Prec", model=model) for model in BOTH)
     game = explain["hirescam of contrast: pointing game"]
     yield (
         "heat map's peak on the object",
@@ -191,10 +193,10 @@ def headline(
     )
 
 
-def _share(figures: Figures, **keys: object) -> str:
-    """Return the R-Prec of an entry, or a dash if it was not measured."""
+def _share(figures: Figures, column: str, **keys: object) -> str:
+    """Return a share of an entry, or a dash if it was not measured."""
     entries = [row for row in figures["rows"] if all(row[k] == v for k, v in keys.items())]
-    return percent(entries[0]["R-Prec"]) if entries else "–"
+    return percent(entries[0][column]) if entries and column in entries[0] else "–"
 
 
 SETTINGS = {
@@ -257,6 +259,17 @@ ONE_TRY = {setting: setting for setting in ("no augmentation", "augmentation")}
 def quality(figures: Figures) -> Cells:
     """Pixel ascent, R-Prec / top 5."""
     return _by_setting(figures, SETTINGS)
+
+
+@table("python -m benchmarks.quality", "quality", is_judged=True)
+def quality_blurred(figures: Figures) -> Cells:
+    """Pixel ascent, R-Prec / top 5, of the pictures as they are and blurred."""
+    yield "prompts", "model", "as they are", "blurred to 48 px"
+    for row in figures["rows"]:
+        if row["setting"] == "augmentation" and "blurred: R-Prec" in row:
+            entry = {key: row[f"blurred: {key}"] for key in ("R-Prec", "top 5")}
+            model = f"`{row['model']}`"
+            yield GROUPS[row["prompts"]], model, r_precision(row), r_precision(entry)
 
 
 @table("python -m benchmarks.quality", "quality", is_judged=True)

@@ -12,6 +12,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 DETAIL = (24, 32, 48, 96)  # pixels a side that a blur leaves; equally many pictures get each
 COARSE, FINE = 6, 24  # stains a side
+BLUR = 48  # pixels a side: a judge still names pictures, and sees no grain
 SMEARED, POSTERISED, COMPRESSED = 0.25, 0.25, 0.25  # shares of the pictures
 SMEAR = 7  # pixels
 LEVELS = (3, 8)  # of each colour channel
