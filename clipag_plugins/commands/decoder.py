@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         ("batch", int, 32, "pictures of an update, of all processes together"),
         ("rate", float, 1e-3, "peak learning rate"),
         ("side", int, 48, "of the decoder's pictures in pixels"),
-        ("sketch", int, 12, "side of the linear sketch that the network starts from"),
+        ("sketch", int, 12, "side of the sketch that the network starts from"),
         ("patch", int, 2, "pixels of a side that are one position: more make updates cheaper"),
         ("save-every", int, 200, "updates between checkpoints"),
     )
