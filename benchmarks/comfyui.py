@@ -31,7 +31,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from clipag_plugins.defaults import SAMPLER_MODEL
+from clipag_plugins.defaults import DRAWING_MODEL
 from clipag_plugins.integrations.comfyui.install import WORKFLOWS, install
 
 from . import ROOT
@@ -357,7 +357,7 @@ def _kinds(workflow: Mapping[str, Any], run: Run) -> list[str]:
 
 SAMPLE: Prompt = {
     "1": {"class_type": "ClipagLoadModel",
-          "inputs": {"model_name": SAMPLER_MODEL, "precision": "auto", "max_views": 64}},
+          "inputs": {"model_name": DRAWING_MODEL, "precision": "auto", "max_views": 64}},
     "2": {"class_type": "ClipagTextTarget", "inputs": {"text": "a red apple", "weight": 1.0}},
     "3": {"class_type": "ClipagSample",
           "inputs": {"model": ["1", 0], "target": ["2", 0], "seed": 3, "width": 96, "height": 96,

@@ -29,8 +29,8 @@ from .common import digest_of_package, judged, write_figure
 from .groups import prompts_of
 from .judge import Judge
 
-GUIDES = ("clip-mini", "clipag-mini")
-STRENGTHS = (0.2, 0.4)
+GUIDES = ("clip-mini", "clipag-mini", "clip-lite", "clipag-lite")
+STRENGTHS = (0.2, 0.4, 0.8)
 STEPS, SAMPLER, SCHEDULER = 12, "euler", "normal"
 SIDE = 96  # pixels of the corpus
 CHOOSING = 6  # captions for the choice, evenly from the list

@@ -22,6 +22,7 @@ from clipag_plugins.finetune.embedded import corpus
 from clipag_plugins.pictures import from_pil, read_picture
 
 from .judge import LEAST, Judge
+from .worn import BLUR, blurred
 
 BATCH = 10
 SHOWN = 8  # prompts in a figure: the first ones, however their pictures turned out
@@ -77,6 +78,15 @@ def judged(judge: Judge, images: Tensor, candidates: Sequence[str]) -> dict[str,
     """
     similarities = judge.similarity(images, candidates)
     return {**r_precision(similarities, LEAST), "similarity": similarities.diagonal().mean().item()}
+
+
+def judged_twice(judge: Judge, images: Tensor, candidates: Sequence[str]) -> dict[str, float]:
+    """Return what `judged` does, of images as they are and blurred, where grain cannot sway it."""
+    of_blurred = judged(judge, blurred(images, BLUR), candidates)
+    return {
+        **judged(judge, images, candidates),
+        **{f"blurred: {key}": value for key, value in of_blurred.items()},
+    }
 
 
 def r_precision(scores: Tensor, least: float = -math.inf) -> dict[str, float]:

@@ -39,10 +39,9 @@ from clipag_plugins.sampler import sample, settings_for, starting_images
 from clipag_plugins.targets import text_target
 
 from . import RESULTS, keep_table
-from .common import digest_of_package, judged, pictures_of, r_precision
+from .common import digest_of_package, judged_twice, pictures_of, r_precision
 from .groups import prompts_of
 from .judge import Judge
-from .worn import BLUR, blurred
 
 GROUPS = ("seen", "imagenet", "neither", "sentences")
 MODELS = ("clip-mini", "clipag-mini")
@@ -81,9 +80,7 @@ def table(
             draw = partial(SETTINGS[setting], model, seed)
             images = pictures_of(draw, candidates[: part.prompts], folder, {"seed": seed})
             row: dict[str, Any] = {"prompts": group, "model": title, "setting": setting}
-            row |= judged(judge, images, candidates)
-            of_blurred = judged(judge, blurred(images, BLUR), candidates)
-            row |= {f"blurred: {key}": value for key, value in of_blurred.items()}
+            row |= judged_twice(judge, images, candidates)
             if group == "imagenet":
                 by_classifier = r_precision(judge.classes(images, candidates))
                 row |= {f"classifier: {key}": value for key, value in by_classifier.items()}

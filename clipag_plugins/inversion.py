@@ -20,10 +20,10 @@ from .base import ClipagModel, embed_images
 from .defaults import (
     BETWEEN,
     BLUR,
+    DRAWING_MODEL,
     INVERSION_CLOSENESS,
     MODEL,
     PATH_CLOSENESS,
-    SAMPLER_MODEL,
     SIDE,
     STRENGTHS,
 )
@@ -103,7 +103,7 @@ FROM_BLURRED = Inversion(closeness=PATH_CLOSENESS)
 
 def invert(
     picture: Picture | Sequence[Picture],
-    model: ClipagModel | str | Path = SAMPLER_MODEL,
+    model: ClipagModel | str | Path = DRAWING_MODEL,
     how: Inversion = Inversion(),
     *,
     callback: Callback | None = None,
@@ -140,7 +140,7 @@ def invert(
 
 def draw_embeddings(
     embeddings: Tensor,
-    model: ClipagModel | str | Path = SAMPLER_MODEL,
+    model: ClipagModel | str | Path = DRAWING_MODEL,
     how: Inversion = Inversion(),
     *,
     sources: Tensor | None = None,

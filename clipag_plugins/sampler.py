@@ -16,7 +16,7 @@ from .arguments import RunOptions, check_steps, check_views, seeds_of, width_and
 from .ascent import Ascent, Callback, ascend
 from .base import INPUT_RESOLUTION, ClipagModel
 from .canvas import Canvas, PixelCanvas, ThresholdedCanvas
-from .defaults import CANVASES, SAMPLER_MODEL, SIDE
+from .defaults import CANVASES, DRAWING_MODEL, SIDE
 from .errors import ClipagError
 from .guide import Guide, Guides
 from .hub import load_model
@@ -156,7 +156,7 @@ def _has_many_starts(init: Init) -> bool:
 
 def generate(
     prompt: str | Sequence[str],
-    model: ClipagModel | str | Path | Sequence[ClipagModel | str | Path] = SAMPLER_MODEL,
+    model: ClipagModel | str | Path | Sequence[ClipagModel | str | Path] = DRAWING_MODEL,
     *,
     steps: int | None = None,
     seed: int | Sequence[int] = 0,

@@ -62,7 +62,7 @@ def test_a_drawing_with_its_metadata(run, tmp_path):
     assert picture.text["prompt"] == "a red apple" and picture.text["seed"] == "3"
     assert picture.text["negative"] == "a <messy> sketch"
     svg = (tmp_path / "a-red-apple-3.svg").read_text()
-    assert "prompt: a red apple" in svg and "seed: 3" in svg and "model: clipag-mini" in svg
+    assert "prompt: a red apple" in svg and "seed: 3" in svg and "model: clipag-lite" in svg
     assert set(re.findall(r'stroke="(#\w+)"', svg)) == {"#e63946", "#000000"}
     assert (pixels(picture) - resvg(tmp_path / "a-red-apple-3.svg")).abs().mean() < 2 / 255
     names = {path.name for path in (tmp_path / "steps").iterdir()}

@@ -584,7 +584,7 @@ def test_a_picture_with_its_metadata(run, tmp_path):
     metadata = {
         "prompt": "a frog:1 | red:-0.1",
         "seed": "3",
-        "model": "clipag-mini",
+        "model": "clipag-lite",
         "vqgan": "m.ckpt",
     }
     assert metadata.items() <= picture.text.items()

@@ -9,9 +9,9 @@ from ..defaults import (
     BETWEEN,
     BLUR,
     CANVASES,
+    DRAWING_MODEL,
     INVERSION_CLOSENESS,
     PATH_CLOSENESS,
-    SAMPLER_MODEL,
     SIDE,
     STRENGTHS,
 )
@@ -81,7 +81,7 @@ def add(commands: Commands) -> None:
         "--count", type=int, default=1, help="pictures of each: SEED, SEED + 1, … (default: 1)"
     )
     add_inversion_options(invert, INVERSION_CLOSENESS)
-    invert.set_defaults(model=SAMPLER_MODEL)
+    invert.set_defaults(model=DRAWING_MODEL)
     add_recording(invert)
     add_out(invert, "a .png for one picture", "invert-IMAGE-SEED.png")
 

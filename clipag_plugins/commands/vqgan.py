@@ -10,6 +10,7 @@ from ..defaults import (
     CUT_AUGMENTS,
     CUT_METHODS,
     CUT_POWER,
+    DRAWING_MODEL,
     PUBLIC_VQGANS,
     SIDE,
     VQGAN,
@@ -67,7 +68,7 @@ def add(commands: Commands) -> None:
     add("-p", "--prompts", dest="more", metavar="PROMPT", help="the same, as an option")
     add("-ip", "--image-prompts", "--image_prompts", default="", metavar="IMAGE[:WEIGHT[:STOP]]",
         help="pictures that it should look like, with | between them")  # fmt: skip
-    add_model(vqgan, "-m", "--clip_model")
+    add_model(vqgan, "-m", "--clip_model", default=DRAWING_MODEL)
     add("-ckpt", "--vqgan", "--vqgan_checkpoint", default=VQGAN, metavar="VQGAN",
         help=f"the VQGAN that draws: {', '.join(PUBLIC_VQGANS)}, a checkpoint, a folder or "
         "OWNER/NAME (default: %(default)s)")  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..defaults import MODEL, SAMPLER_MODEL
+from ..defaults import DRAWING_MODEL, MODEL
 from ..errors import ClipagError
 from ..pictures import UNREADABLE, read_picture, to_pil
 from ..registry import MODELS
@@ -22,7 +22,9 @@ SECONDS = 0.15  # between two looks at a job
 MOST_SESSIONS = 200  # of which the pictures are kept
 SUITED = "suited"  # the choice of the model that a tab's command takes by itself
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-SUITED_LABEL = f"What suits the tab: {SAMPLER_MODEL} in Sampler and Invert, {MODEL} elsewhere"
+SUITED_LABEL = (
+    f"What suits the tab: {DRAWING_MODEL}, but {MODEL} in Style and to look"
+)
 TITLE = "clipag studio"
 HEADING = "# clipag studio\nType what to draw, and watch the picture come along CLIPAG's gradient."
 

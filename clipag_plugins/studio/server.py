@@ -4,7 +4,7 @@ import os
 
 import gradio as gr
 
-from ..defaults import SAMPLER_MODEL
+from ..defaults import DRAWING_MODEL
 from ..errors import ClipagError
 from .jobs import Studio
 from .page import Page
@@ -49,7 +49,7 @@ def launch(studio: Studio, model: str | None, host: str, port: int | None, brows
     page = Page(studio, model).build()
     # Fonts of the machine, so that nothing is fetched from elsewhere.
     theme = gr.themes.Soft(font=["system-ui"], font_mono=["monospace"]).set(**COLOURS)
-    studio.warm_up(model or SAMPLER_MODEL)
+    studio.warm_up(model or DRAWING_MODEL)
     try:
         _, address, _ = page.queue(max_size=200).launch(
             server_name=host, server_port=port, inbrowser=browser, quiet=True, share=False,

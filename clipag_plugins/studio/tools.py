@@ -10,13 +10,13 @@ from ..commands.canvas_options import join_sizes
 from ..defaults import (
     BLUR,
     CANVASES,
+    DRAWING_MODEL,
     HEAT_MAP_METHOD,
     HEAT_MAP_METHODS,
     INVERSION_CLOSENESS,
     MODEL,
     NORMS,
     PUBLIC_VQGANS,
-    SAMPLER_MODEL,
     SHAPES,
     SIDE,
     STROKE_STEPS,
@@ -143,7 +143,7 @@ TOOLS = (
             ),
         ),
         mark="tries",
-        model=SAMPLER_MODEL,
+        model=DRAWING_MODEL,
     ),
     Tool(
         "Drawing",
@@ -175,6 +175,7 @@ TOOLS = (
         ),
         mark="strokes",
         endings=(".svg", ".png"),
+        model=DRAWING_MODEL,
     ),
     Tool(
         "VQGAN",
@@ -198,6 +199,7 @@ TOOLS = (
             ),
         ),
         mark="vqgan",
+        model=DRAWING_MODEL,
     ),
     Tool(
         "Style",
@@ -245,7 +247,7 @@ TOOLS = (
             ),
         ),
         mark="inverted",
-        model=SAMPLER_MODEL,
+        model=DRAWING_MODEL,
     ),
     Tool(
         "Explain",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipag_plugins.arguments import MOST_VIEWS, RunOptions
-from clipag_plugins.defaults import MODEL, PRECISIONS, PUBLIC_VQGANS, SAMPLER_MODEL, VQGAN
+from clipag_plugins.defaults import DRAWING_MODEL, MODEL, PRECISIONS, PUBLIC_VQGANS, VQGAN
 from clipag_plugins.errors import ClipagError
 from clipag_plugins.integrations.comfyui.host import (
     Managed,
@@ -57,13 +57,13 @@ class LoadModel:
     def INPUT_TYPES(cls) -> dict[str, dict[str, Input]]:
         """Describe the inputs."""
         tooltip = (
-            f"A known model, or a file in models/clip_vision. {SAMPLER_MODEL} and {MODEL} need no "
-            f"download and draw emoji and clip art: {SAMPLER_MODEL} is for CLIPAG Sample and "
-            f"Invert, and {MODEL}, which is faster, for the other nodes. For photographs choose "
+            f"A known model, or a file in models/clip_vision. {DRAWING_MODEL} and {MODEL} need no "
+            f"download and draw emoji and clip art: {DRAWING_MODEL} draws better, and "
+            f"{MODEL} is faster. For photographs choose "
             "ViT-B/32."
         )
         names = [*MODELS, *(file for file in model_files() if file not in MODELS)]
-        model: Input = (names, {"default": SAMPLER_MODEL, "tooltip": tooltip})
+        model: Input = (names, {"default": DRAWING_MODEL, "tooltip": tooltip})
         return {"required": {"model_name": model, **inputs_of(ModelWidgets)}}
 
     @classmethod
