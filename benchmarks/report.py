@@ -25,7 +25,7 @@ UNLISTED = "unlisted"  # the place of all files of figures without a table of th
 FORMER_JUDGE = " Judged by the former judge, which flatters: not yet measured anew."
 VANILLA, ROBUST = "clip-mini", "clipag-mini"
 BOTH = (VANILLA, ROBUST)
-SAMPLERS = ("clip-lite", "clipag-lite")  # that `clipag generate` draws with
+DRAWING = ("clip-lite", "clipag-lite")  # that draw unless another model is named
 
 GROUPS = {
     "seen": "captions seen in training",
@@ -152,6 +152,15 @@ def r_precision(entry: Figures, digits: int = 0) -> str:
     return f"{percent(entry['R-Prec'], digits)} / {percent(entry['top 5'], digits)}"
 
 
+AS_THEY_ARE_AND_BLURRED = ("as they are", "blurred to 48 px")
+
+
+def sharp_and_blurred(entry: Figures) -> tuple[str, str]:
+    """Write R-Prec and top 5 of pictures as they are, and of the same pictures blurred."""
+    blurred = {key: entry[f"blurred: {key}"] for key in ("R-Prec", "top 5")}
+    return r_precision(entry), r_precision(blurred)
+
+
 def with_interval(values: Sequence[float], digits: int) -> str:
     """Write a mean with its 95 % interval."""
     value, low, high = values
@@ -164,21 +173,17 @@ def headline(
 ) -> Cells:
     """The README's table: one line for each thing that the models were compared in."""
     yield "", "vanilla", "CLIPAG"
-    # Figures of the former judge cannot stand beside those of the present one.
-    if "judge" in quality:
-        shares = [
-            " / ".join(
-                _share(quality, key, prompts="seen", model=model, setting="augmentation")
-                for key in ("R-Prec", "blurred: R-Prec")
-            )
-            for model in SAMPLERS
-        ]
-        yield f"pixels, {GROUPS['seen']}: R-Prec, sharp / blurred to 48 px", *shares
-    if "judge" in clipdraw:
-        shares = [_share(clipdraw, "R-Prec", model=model, augmentation="yes") for model in BOTH]
-        yield "strokes (CLIPDraw): R-Prec", *shares
-    if "judge" in vqgan:
-        yield "VQGAN+CLIP: R-Prec", *(_share(vqgan, "R-Prec", model=model) for model in BOTH)
+    drawn = {
+        f"pixels, {GROUPS['seen']}": (quality, {"prompts": "seen", "setting": "augmentation"}),
+        "strokes (CLIPDraw)": (clipdraw, {"augmentation": "yes"}),
+        "VQGAN+CLIP": (vqgan, {}),
+    }
+    for label, (figures, keys) in drawn.items():
+        entries = [select(figures, model=model, **keys) for model in DRAWING]
+        shares = (
+            f"{percent(entry['R-Prec'])} / {percent(entry['blurred: R-Prec'])}" for entry in entries
+        )
+        yield f"{label}: R-Prec, sharp / blurred to 48 px", *shares
     game = explain["hirescam of contrast: pointing game"]
     yield (
         "heat map's peak on the object",
@@ -191,12 +196,6 @@ def headline(
             for m in BOTH
         ),
     )
-
-
-def _share(figures: Figures, column: str, **keys: object) -> str:
-    """Return a share of an entry, or a dash if it was not measured."""
-    entries = [row for row in figures["rows"] if all(row[k] == v for k, v in keys.items())]
-    return percent(entries[0][column]) if entries and column in entries[0] else "–"
 
 
 SETTINGS = {
@@ -264,12 +263,10 @@ def quality(figures: Figures) -> Cells:
 @table("python -m benchmarks.quality", "quality", is_judged=True)
 def quality_blurred(figures: Figures) -> Cells:
     """Pixel ascent, R-Prec / top 5, of the pictures as they are and blurred."""
-    yield "prompts", "model", "as they are", "blurred to 48 px"
+    yield "prompts", "model", *AS_THEY_ARE_AND_BLURRED
     for row in figures["rows"]:
         if row["setting"] == "augmentation" and "blurred: R-Prec" in row:
-            entry = {key: row[f"blurred: {key}"] for key in ("R-Prec", "top 5")}
-            model = f"`{row['model']}`"
-            yield GROUPS[row["prompts"]], model, r_precision(row), r_precision(entry)
+            yield GROUPS[row["prompts"]], f"`{row['model']}`", *sharp_and_blurred(row)
 
 
 @table("python -m benchmarks.quality", "quality", is_judged=True)
@@ -304,22 +301,20 @@ def quality_no_memory(figures: Figures) -> Cells:
     return _by_setting(figures, ONE_TRY)
 
 
-@table("python -m benchmarks.clipdraw --strokes 64 --steps 60", "clipdraw", is_judged=True)
+@table("python -m benchmarks.clipdraw", "clipdraw", is_judged=True)
 def clipdraw(figures: Figures) -> Cells:
     """CLIPDraw, R-Prec / top 5."""
-    yield "model", "no augmentation", "the notebook's augmentation"
-    for model in BOTH:
-        entries = (select(figures, model=model, augmentation=words) for words in ("no", "yes"))
-        yield f"`{model}`", *map(r_precision, entries)
+    yield "model", "the notebook's augmentation", *AS_THEY_ARE_AND_BLURRED
+    for row in figures["rows"]:
+        yield f"`{row['model']}`", row["augmentation"], *sharp_and_blurred(row)
 
 
-@table("python -m benchmarks.vqgan --prompts 100 --steps 50 --side 96", "vqgan", is_judged=True)
+@table("python -m benchmarks.vqgan --prompts 50 --steps 60 --side 96", "vqgan", is_judged=True)
 def vqgan(figures: Figures) -> Cells:
-    """VQGAN+CLIP."""
-    yield "model", "R-Prec / top 5", "similarity"
-    for model in BOTH:
-        entry = select(figures, model=model)
-        yield f"`{model}`", r_precision(entry), f"{entry['similarity']:.3f}"
+    """VQGAN+CLIP, R-Prec / top 5."""
+    yield "model", *AS_THEY_ARE_AND_BLURRED
+    for row in figures["rows"]:
+        yield f"`{row['model']}`", *sharp_and_blurred(row)
 
 
 def _style_at_content(entry: Figures) -> str:

@@ -71,4 +71,6 @@ COMPONENTS = (1, 4, 16, 64, 256)  # principal components of `clipag pca`
 DECODER_STEPS, REFINEMENT_STEPS = 30, 6
 
 # Guided diffusion (integrations/denoising.py): a step's move, as a share of the latents' deviation.
-GUIDANCE_STRENGTH = 0.05
+# For about 25 steps: the best of three for a tiny model of 12 steps was 0.4
+# (benchmarks/results/train/comfyui_judge.json), and the moves of all steps add up.
+GUIDANCE_STRENGTH = 0.2
