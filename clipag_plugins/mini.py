@@ -7,6 +7,7 @@ the gradient smooth too (Xie et al., "Smooth Adversarial Training", 2020).
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,6 +112,27 @@ class Memory(nn.Module):
         return F.normalize(embeddings, dim=1) + self.recall(embeddings)
 
 
+@dataclass(frozen=True)
+class TextSizes:
+    """The sizes of a text tower.
+
+    Attributes:
+        width: of the features, an even multiple of `heads`.
+        heads: attention heads.
+        layers: transformer blocks.
+        context_length: number of positions.
+        vocab: number of tokens.
+        memory: entries of the `Memory` that the tower ends in; 0 for none.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    context_length: int
+    vocab: int
+    memory: int
+
+
 class MiniTextTower(nn.Module):
     """Transformer over CLIP's BPE tokens: (B, ≤ 77) integers → (B, embed_dim).
 
@@ -120,35 +142,22 @@ class MiniTextTower(nn.Module):
 
     Args:
         embed_dim: width of the embedding.
-        width: of the features, an even multiple of `heads`.
-        heads: attention heads.
-        layers: transformer blocks.
-        context_length: number of positions.
-        vocab: number of tokens.
-        memory: entries of the `Memory` that the tower ends in; 0 for none.
+        sizes: of what is inside.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        width: int,
-        heads: int,
-        layers: int,
-        context_length: int,
-        vocab: int,
-        memory: int = 0,
-    ):
+    def __init__(self, embed_dim: int, sizes: TextSizes):
         super().__init__()
-        self.token_embedding = nn.Embedding(vocab, width)
+        width = sizes.width
+        self.token_embedding = nn.Embedding(sizes.vocab, width)
         nn.init.normal_(self.token_embedding.weight, std=0.3)
         layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            width, sizes.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
-        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.transformer = nn.TransformerEncoder(layer, sizes.layers, enable_nested_tensor=False)
         self.ln_final = nn.LayerNorm(width)
         self.projection = nn.Linear(width, embed_dim)
-        self.memory = Memory(memory, embed_dim, MEMORY_TEMPERATURE) if memory else None
-        angle = torch.arange(context_length)[:, None] * torch.exp(
+        self.memory = Memory(sizes.memory, embed_dim, MEMORY_TEMPERATURE) if sizes.memory else None
+        angle = torch.arange(sizes.context_length)[:, None] * torch.exp(
             torch.arange(0, width, 2) * (-math.log(10_000.0) / width)
         )
         positions = torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1) * 0.3
@@ -182,22 +191,12 @@ class TwoScaleTextTower(MiniTextTower):
 
     Args:
         embed_dim: of each half.
+        sizes: of what is inside.
         concepts: how many there are.
-        width, heads, layers, context_length, vocab, memory: as for `MiniTextTower`.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        width: int,
-        heads: int,
-        layers: int,
-        context_length: int,
-        vocab: int,
-        memory: int,
-        concepts: int,
-    ):
-        super().__init__(embed_dim, width, heads, layers, context_length, vocab, memory)
+    def __init__(self, embed_dim: int, sizes: TextSizes, concepts: int):
+        super().__init__(embed_dim, sizes)
         self.concepts = Memory(concepts, embed_dim, CONCEPTS_TEMPERATURE)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -241,10 +240,10 @@ def build_towers(
     embed_dim = Settings(config, what).integer("embed_dim")
     vision, text = Settings(config["vision_cfg"], what), Settings(config["text_cfg"], what)
     if "fine" not in vision.values:
-        return _image_tower(vision, embed_dim), MiniTextTower(embed_dim, *_text_sizes(text))
+        return _image_tower(vision, embed_dim), MiniTextTower(embed_dim, _text_sizes(text))
     Settings(config, what).require_multiple("embed_dim", embed_dim, 2)
     half = embed_dim // 2
-    text_tower = TwoScaleTextTower(half, *_text_sizes(text), text.integer("concepts"))
+    text_tower = TwoScaleTextTower(half, _text_sizes(text), text.integer("concepts"))
     return _two_scales(vision, half), text_tower
 
 
@@ -277,12 +276,12 @@ def _image_tower(vision: Settings, embed_dim: int) -> nn.Module:
     return MiniImageTower(embed_dim, widths, depths)
 
 
-def _text_sizes(text: Settings) -> tuple[int, int, int, int, int, int]:
-    """Return what `MiniTextTower` takes after the width of the embedding."""
+def _text_sizes(text: Settings) -> TextSizes:
+    """Return the sizes of a text tower, from its `text_cfg`."""
     width, heads = text.integer("width"), text.integer("heads")
     text.require_multiple("width", width, heads)
     text.require_multiple("width", width, 2)  # positions are pairs of a sine and a cosine
-    return (
+    return TextSizes(
         width,
         heads,
         text.integer("layers", largest=DEEPEST),
