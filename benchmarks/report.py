@@ -174,7 +174,7 @@ def headline(
     """The README's table: one line for each thing that the models were compared in."""
     yield "", "vanilla", "CLIPAG"
     drawn = {
-        f"pixels, {GROUPS['seen']}": (quality, {"prompts": "seen", "setting": "augmentation"}),
+        "pixels": (quality, {"prompts": "seen", "setting": "augmentation"}),
         "strokes (CLIPDraw)": (clipdraw, {"augmentation": "yes"}),
         "VQGAN+CLIP": (vqgan, {}),
     }
@@ -183,7 +183,7 @@ def headline(
         shares = (
             f"{percent(entry['R-Prec'])} / {percent(entry['blurred: R-Prec'])}" for entry in entries
         )
-        yield f"{label}: R-Prec, sharp / blurred to 48 px", *shares
+        yield f"{label}: R-Prec, sharp / blurred", *shares
     game = explain["hirescam of contrast: pointing game"]
     yield (
         "heat map's peak on the object",
