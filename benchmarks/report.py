@@ -173,17 +173,16 @@ def headline(
 ) -> Cells:
     """The README's table: one line for each thing that the models were compared in."""
     yield "", "vanilla", "CLIPAG"
-    drawn = {
-        "pixels": (quality, {"prompts": "seen", "setting": "augmentation"}),
-        "strokes (CLIPDraw)": (clipdraw, {"augmentation": "yes"}),
-        "VQGAN+CLIP": (vqgan, {}),
-    }
-    for label, (figures, keys) in drawn.items():
-        entries = [select(figures, model=model, **keys) for model in DRAWING]
-        shares = (
-            f"{percent(entry['R-Prec'])} / {percent(entry['blurred: R-Prec'])}" for entry in entries
-        )
-        yield f"{label}: R-Prec, sharp / blurred", *shares
+    pixels = {"prompts": "seen", "setting": "augmentation"}
+    drawn = (
+        ("pixels: R-Prec", quality, pixels, "R-Prec"),
+        ("the same, blurred to 48 px", quality, pixels, "blurred: R-Prec"),
+        ("strokes: R-Prec", clipdraw, {"augmentation": "yes"}, "R-Prec"),
+        ("VQGAN: R-Prec", vqgan, {}, "R-Prec"),
+    )
+    for label, figures, keys, column in drawn:
+        shares = (select(figures, model=model, **keys)[column] for model in DRAWING)
+        yield label, *map(percent, shares)
     game = explain["hirescam of contrast: pointing game"]
     yield (
         "heat map's peak on the object",
