@@ -174,7 +174,7 @@ def headline(
     """The README's table: one line for each thing that the models were compared in."""
     yield "", "vanilla", "CLIPAG"
     pixels = {"prompts": "seen", "setting": "augmentation"}
-    drawn = (
+    drawn: tuple[tuple[str, Figures, dict[str, str], str], ...] = (
         ("pixels: R-Prec", quality, pixels, "R-Prec"),
         ("the same, blurred to 48 px", quality, pixels, "blurred: R-Prec"),
         ("strokes: R-Prec", clipdraw, {"augmentation": "yes"}, "R-Prec"),
