@@ -168,7 +168,9 @@ def test_the_commands_train_a_prior_and_draw_with_it(run, tmp_path, table):
         ("draw", ("--strokes", "4", "--steps", "1", "--size", "32")),
         ("vqgan", ("--steps", "1", "--size", "32", "32")),
     ):
-        result = run(name, "a red apple", *options, *prior, "--out", f"{name}/")
+        result = run(
+            name, "a red apple", "--model", "clipag-mini", *options, *prior, "--out", f"{name}/"
+        )
         assert result.returncode == 0, result.stderr
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
     result = run("style", "photo.png", "a fire", "--no-network", "--steps", "1", "--size", "64",

@@ -16,7 +16,7 @@ examples:
   clipag prior photos.csv                              columns image and caption
   clipag prior "shards/{0000..0099}.tar" --model ViT-B/32 --steps 100000 --batch 1024
   clipag prior photos/ --kind autoregressive --out runs/prior
-  clipag generate "a red apple" --prior runs/prior/prior.safetensors
+  clipag generate "a red apple" --model clipag-mini --prior runs/prior/prior.safetensors
   torchrun --nproc-per-node 8 -m clipag_plugins prior photos.csv
 
 The same command continues a stopped run. A prior of the kind "diffusion" needs

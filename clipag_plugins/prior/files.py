@@ -128,7 +128,8 @@ def _load(
         raise ClipagError(f"{path} is not a {kind}: train one by clipag {kind}.") from error
     if metadata.get("tower") != fingerprint(model):
         raise ClipagError(
-            f"{path} was trained for another image tower than that of {model.name}: train it again."
+            f"{path} was trained for another image tower than that of {model.name}: draw with the "
+            "model that it was trained for (--model), or train it again."
         )
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise ClipagError(f"{path} is damaged: it holds values that are not finite.")
