@@ -129,7 +129,7 @@ def _load(
     if metadata.get("tower") != fingerprint(model):
         raise ClipagError(
             f"{path} was trained for another image tower than that of {model.name}: draw with the "
-            "model that it was trained for (--model), or train it again."
+            "model that it was trained for, or train it again."
         )
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise ClipagError(f"{path} is damaged: it holds values that are not finite.")
