@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..defaults import SHAPES, STROKE_STEPS, STROKE_WIDTH, STROKES
+from ..defaults import DRAWING_MODEL, SHAPES, STROKE_STEPS, STROKE_WIDTH, STROKES
 from .host import guiding_model, watched
 from .options import (
     Commands,
@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
     draw = command(commands, "draw", "draw a prompt with strokes, as SVG (CLIPDraw)", EXAMPLES)
     draw.set_defaults(run=_run)
     add_picture_options(draw, suffix=".svg")
+    draw.set_defaults(model=DRAWING_MODEL)
     add = draw.add_argument
     add("--steps", type=int, default=STROKE_STEPS, help="updates (default: %(default)s)")
     add("--strokes", type=int, default=STROKES, help="paths of a drawing (default: %(default)s)")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..defaults import CANVASES
+from ..defaults import CANVASES, DRAWING_MODEL
 from .canvas_options import add_mask, check_mask
 from .host import guiding_model, previewed, watched
 from .options import (
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     generate.set_defaults(run=_run)
     add_picture_options(generate, suffix=".png")
     # The size is 224, but with --mask that of the picture.
-    generate.set_defaults(size=None)
+    generate.set_defaults(model=DRAWING_MODEL, size=None)
     add = generate.add_argument
     add("--steps", type=int, help="updates (default: what suits the model)")
     add(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..arguments import FIRST_TOO_LARGE_SEED, RunOptions
-from ..defaults import DRAWING_MODEL, MODEL, PRECISIONS
+from ..defaults import MODEL, PRECISIONS
 from ..errors import INTERRUPTED, ClipagError, library
 from ..files import require_writable_folder, require_writable_or_creatable, slug
 from .canvas_options import add_size
@@ -50,7 +50,7 @@ def add_picture_options(command: argparse.ArgumentParser, suffix: str) -> None:
     """Add the options of commands that draw a batch of prompts."""
     add = command.add_argument
     add("prompts", nargs="+", metavar="PROMPT", help="what to draw; several become one batch")
-    add_model(command, default=DRAWING_MODEL)
+    add_model(command)
     add_seed(command)
     add("--count", type=int, default=1, help="pictures a prompt: SEED, SEED + 1, … (default: 1)")
     add_size(command)
@@ -77,12 +77,12 @@ def add_out(command: argparse.ArgumentParser, one: str, default: str, *aliases: 
     )
 
 
-def add_model(command: argparse.ArgumentParser, *aliases: str, default: str = MODEL) -> None:
+def add_model(command: argparse.ArgumentParser, *aliases: str) -> None:
     """Add --model, the CLIP that guides."""
     command.add_argument(
         "--model",
         *aliases,
-        default=default,
+        default=MODEL,
         help="the CLIP that guides: a known model or a weights file (default: %(default)s)",
     )
 

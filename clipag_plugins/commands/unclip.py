@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..defaults import DECODER_STEPS, MODEL, REFINEMENT_STEPS
+from ..defaults import DECODER_STEPS, REFINEMENT_STEPS
 from ..errors import ClipagError
 from .host import guiding_model, watched
 from .options import (
@@ -38,7 +38,6 @@ def add(commands: Commands) -> None:
     )
     unclip.set_defaults(run=_run, init="")
     add_picture_options(unclip, suffix=".png")
-    unclip.set_defaults(model=MODEL)  # whose prior and decoder they are
     add = unclip.add_argument
     add(
         "--decoder",

@@ -68,7 +68,7 @@ def add(commands: Commands) -> None:
     add("-p", "--prompts", dest="more", metavar="PROMPT", help="the same, as an option")
     add("-ip", "--image-prompts", "--image_prompts", default="", metavar="IMAGE[:WEIGHT[:STOP]]",
         help="pictures that it should look like, with | between them")  # fmt: skip
-    add_model(vqgan, "-m", "--clip_model", default=DRAWING_MODEL)
+    add_model(vqgan, "-m", "--clip_model")
     add("-ckpt", "--vqgan", "--vqgan_checkpoint", default=VQGAN, metavar="VQGAN",
         help=f"the VQGAN that draws: {', '.join(PUBLIC_VQGANS)}, a checkpoint, a folder or "
         "OWNER/NAME (default: %(default)s)")  # fmt: skip
@@ -78,7 +78,8 @@ def add(commands: Commands) -> None:
         help="updates, over all scenes (default: %(default)s)")  # fmt: skip
     add_seed(vqgan, "-sd")
     add_size(vqgan, "-s")
-    vqgan.set_defaults(size=None)  # 224, but with --mask the size of the picture
+    # The size is 224, but with --mask that of the picture.
+    vqgan.set_defaults(model=DRAWING_MODEL, size=None)
     add("-cuts", "--views", "--num_cuts", type=int,
         help="views an update (default: what suits the VQGAN)")  # fmt: skip
     add("-cutm", "--cut-method", "--cut_method", metavar="METHOD",
