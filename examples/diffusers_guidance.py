@@ -1,7 +1,7 @@
 """Guide a pipeline of diffusers by CLIPAG, and draw without guidance beside it.
 
     python examples/diffusers_guidance.py google/ddpm-cat-256 "a ginger cat"
-    python examples/diffusers_guidance.py FOLDER "a red apple" --model ViT-B/32 --scale 0.02
+    python examples/diffusers_guidance.py FOLDER "a red apple" --model ViT-B/32 --scale 0.1
 
 Needs pip install 'clipag-plugins[diffusers]'.
 """
@@ -13,14 +13,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 import clipag_plugins as clip
+from clipag_plugins.defaults import GUIDANCE_STRENGTH
 from clipag_plugins.integrations.diffusion import ClipagGuidance
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("pipeline", help="a repository of the Hub, or a folder")
 parser.add_argument("prompt", help="what to draw")
 parser.add_argument("--model", default="clipag-mini", help="the CLIP that guides")
-parser.add_argument("--scale", type=float, default=0.2, help="length of a move of the latents")
-parser.add_argument("--steps", type=int, default=50)
+parser.add_argument("--scale", type=float, default=GUIDANCE_STRENGTH, help="of a move")
+parser.add_argument("--steps", type=int, default=25)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
