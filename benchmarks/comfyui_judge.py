@@ -6,9 +6,9 @@
     python -m benchmarks.comfyui_judge figure COMFYUI_DIR --model build/tiny.safetensors
 
 Run it with the Python that runs ComfyUI. The pictures are drawn by ComfyUI's sampler with our node,
-inside this process: with no guide, with a vanilla one and with a robust one. All of them draw from
-the same noise, and the guides have the node's default views. `choose` draws captions that no figure
-uses with several strengths of the node; `table` draws others with the best strength, and keeps the
+inside this process: with no guide, with vanilla ones and with robust ones. All draw from the same
+noise, and the guides have the node's default views. `choose` draws captions that no figure uses
+with several strengths of the node; `table` draws others with the best strength, and keeps the
 judge's verdict; `figure` shows the first of them.
 """
 

@@ -58,9 +58,8 @@ class LoadModel:
         """Describe the inputs."""
         tooltip = (
             f"A known model, or a file in models/clip_vision. {DRAWING_MODEL} and {MODEL} need no "
-            f"download and draw emoji and clip art: {DRAWING_MODEL} draws better, and "
-            f"{MODEL} is faster. For photographs choose "
-            "ViT-B/32."
+            f"download and draw emoji and clip art: {DRAWING_MODEL} draws better, and {MODEL} is "
+            "faster. For photographs choose ViT-B/32."
         )
         names = [*MODELS, *(file for file in model_files() if file not in MODELS)]
         model: Input = (names, {"default": DRAWING_MODEL, "tooltip": tooltip})
