@@ -22,11 +22,11 @@ from clipag_plugins.hub import load_model
 from clipag_plugins.sampler import sample, settings_for
 
 from . import FIGURES, keep_table
-from .common import digest_of_package, judged, pictures_of, write_figure
+from .common import digest_of_package, judged_twice, pictures_of, write_figure
 from .groups import prompts_of
 from .judge import Judge
 
-MODELS = ("clip-mini", "clipag-mini")
+MODELS = ("clip-lite", "clipag-lite")
 
 
 def drawn(model: ClipagModel, canvas: str, seed: int, prompts: list[str]) -> Ascent:
@@ -43,12 +43,12 @@ def main(options: argparse.Namespace) -> None:
     rows, folders = [], []
     for name in MODELS:
         model = load_model(name)
-        for canvas in CANVASES:
+        for canvas in CANVASES[1:]:
             folder = options.work / f"{name}-{digest}-{options.seed}" / canvas
             draw = partial(drawn, model, canvas, options.seed)
             images = pictures_of(draw, prompts, folder, {"seed": options.seed})
             row: dict[str, Any] = {"model": name, "canvas": canvas}
-            row |= judged(judge, images, every)
+            row |= judged_twice(judge, images, every)
             print(json.dumps(row), flush=True)
             rows.append(row)
             folders.append(folder)

@@ -46,7 +46,7 @@ class Canvas(nn.Module, ABC):
 
 
 class NormalizedGradient:
-    """Steps of fixed L2 length along each image's own gradient direction.
+    """Steps of fixed length along each image's own gradient direction.
 
     The length of a gradient says how steep the similarity is, not how far to go. With robust
     towers, steps along its direction alone give the cleanest shapes (Santurkar et al., "Image
@@ -57,7 +57,7 @@ class NormalizedGradient:
 
     Args:
         params: tensors whose first dimension runs over images.
-        step_size: L2 length of one image's step, for values in [0, 1].
+        step_size: length of a step as a root mean square over an image's numbers in each tensor.
         momentum: share of the previous direction that is kept.
     """
 
@@ -79,8 +79,8 @@ class NormalizedGradient:
             if parameter.grad is None:
                 continue
             gradient = parameter.grad.flatten(1)
-            length = gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            direction = (gradient / length).view_as(parameter)
+            length = gradient.norm(dim=1, keepdim=True) / gradient.shape[1] ** 0.5
+            direction = (gradient / length.clamp_min(1e-12)).view_as(parameter)
             if self.momentum:
                 if parameter in self.directions:
                     direction = direction + self.momentum * self.directions[parameter]
@@ -109,8 +109,7 @@ class PixelCanvas(Canvas):
 
     def optimizer(self) -> Optimizer:
         """Return steps along the normalised gradient."""
-        length = self.step_size * self.pixels[0].numel() ** 0.5
-        return NormalizedGradient([self.pixels], length, self.momentum)
+        return NormalizedGradient([self.pixels], self.step_size, self.momentum)
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -57,8 +57,8 @@ STYLE_WHOLE = 500 / 9000  # the paper's weights
 STYLE_CONTENT, STYLE_CONTENT_WEIGHT = "clip", 0.05
 STYLE_TV = 0.0
 
-# What `generate` draws on.
-CANVASES = ("pixels", "pyramid", "fft")
+# What `generate` draws on; "auto" is what suits the model.
+CANVASES = ("auto", "pixels", "pyramid", "fft")
 
 # Pictures of image embeddings: `clipag invert`, `interpolate` and `edit`.
 INVERSION_CLOSENESS, PATH_CLOSENESS = 0.0, 1.0  # shares of the source picture in the start

@@ -71,7 +71,7 @@ class Inversion:
     steps: int | None = None
     views: int | None = None
     tries: int | None = None
-    canvas: str | None = None
+    canvas: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.closeness <= 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .canvas import Canvas, Optimizer
+from .canvas import Canvas, NormalizedGradient, Optimizer
 
 # Keeps the logit of a start's black and white finite.
 DARKEST = 0.02
@@ -25,11 +25,11 @@ class PyramidCanvas(Canvas):
 
     Args:
         start: (B, 3, H, W) in [0, 1].
-        rate: learning rate of Adam.
+        step_size: length of a step as a root mean square over each level's numbers.
         coarsest: longer side of the smallest level in pixels; each level doubles the last.
     """
 
-    def __init__(self, start: Tensor, rate: float = 0.05, coarsest: int = 4):
+    def __init__(self, start: Tensor, step_size: float = 0.05, coarsest: int = 4):
         super().__init__()
         self.size = (start.shape[2], start.shape[3])
         longer = max(self.size)
@@ -40,7 +40,7 @@ class PyramidCanvas(Canvas):
             torch.zeros(*start.shape[:2], *shape, device=start.device)
             for shape in (*shapes, self.size)
         )
-        self.rate = rate
+        self.step_size = step_size
         self.register_buffer("offset", torch.logit(start.detach(), eps=DARKEST))
         self.offset: Tensor
 
@@ -52,8 +52,11 @@ class PyramidCanvas(Canvas):
         return torch.sigmoid(total)
 
     def optimizer(self) -> Optimizer:
-        """Return Adam on all levels."""
-        return torch.optim.Adam(self.parameters(), lr=self.rate)
+        """Return steps along each level's normalised gradient.
+
+        Adam would move a background, of small gradients, as far as the object, and speckle it.
+        """
+        return NormalizedGradient([*self.levels], self.step_size)
 
 
 class FourierCanvas(Canvas):

@@ -96,9 +96,12 @@ EMBEDDED_VIEWS = Views(
 EMBEDDED_SETTINGS = SamplerSettings(
     16, EMBEDDED_VIEWS, lambda start: PixelCanvas(start, step_size=0.01), tries=4
 )
-# Those of two towers: details need more steps than shapes, and fewer views at each.
+# Those of two towers: details need more steps than shapes, fewer views at each, and all scales.
 TWO_SCALE_SETTINGS = replace(
-    EMBEDDED_SETTINGS, steps=40, views=replace(EMBEDDED_VIEWS, global_views=2)
+    EMBEDDED_SETTINGS,
+    steps=40,
+    views=replace(EMBEDDED_VIEWS, global_views=2),
+    canvas=PyramidCanvas,
 )
 
 
@@ -108,7 +111,7 @@ def settings_for(
     steps: int | None = None,
     views: int | None = None,
     tries: int | None = None,
-    canvas: str | None = None,
+    canvas: str = "auto",
     init: Init = "gmm",
 ) -> SamplerSettings:
     """Return the settings that suit a model, or others where they are given.
@@ -122,7 +125,7 @@ def settings_for(
     steps = settings.steps if steps is None else steps
     check_steps(steps)
     check_views(views)
-    if canvas not in (None, *CANVASES):
+    if canvas not in CANVASES:
         raise ClipagError(f"`canvas` is {canvas!r}: choose from {', '.join(CANVASES)}.")
     if tries is not None and not 1 <= tries <= MOST_TRIES:
         raise ClipagError(f"`tries` is {tries}: choose from 1 to {MOST_TRIES}.")
@@ -135,7 +138,7 @@ def settings_for(
     return SamplerSettings(
         steps,
         settings.views_of(views),
-        settings.canvas if canvas in (None, "pixels") else MULTISCALE[canvas],
+        _canvas_of(model, canvas),
         settings.tries if tries is None else tries,
     )
 
@@ -144,9 +147,22 @@ def _settings_of(model: ClipagModel) -> SamplerSettings:
     """Return the settings that suit a model."""
     if isinstance(getattr(model.visual, "tower", None), TwoScaleImageTower):
         return TWO_SCALE_SETTINGS
-    # A tower below CLIP's 224 pixels is like the embedded ones, whatever its name.
-    is_small = model.visual.native_size < INPUT_RESOLUTION
-    return EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
+    return EMBEDDED_SETTINGS if _is_small(model) else NOTEBOOK_SETTINGS
+
+
+def _canvas_of(model: ClipagModel, name: str) -> Callable[[Tensor], Canvas]:
+    """Return what makes the canvas of a name, or the one that suits a model."""
+    if name == "auto":
+        return _settings_of(model).canvas
+    if name == "pixels":
+        return (EMBEDDED_SETTINGS if _is_small(model) else NOTEBOOK_SETTINGS).canvas
+    return MULTISCALE[name]
+
+
+def _is_small(model: ClipagModel) -> bool:
+    """Say whether a tower sees less than CLIP's 224 pixels, as the embedded ones do."""
+    side: int = model.visual.native_size
+    return side < INPUT_RESOLUTION
 
 
 def _has_many_starts(init: Init) -> bool:
@@ -164,7 +180,7 @@ def generate(
     views: int | None = None,
     init: Init = "gmm",
     tries: int | None = None,
-    canvas: str | None = None,
+    canvas: str = "auto",
     options: RunOptions = RunOptions(),
 ) -> Image.Image | list[Image.Image]:
     """Draw a prompt. Several prompts or seeds are drawn as one batch and returned as a list.
@@ -186,7 +202,7 @@ def generate(
             `Masked(picture, mask)`, of which only the white part of the mask changes.
         tries: ascents for each picture, each from another start, of which the model keeps the one
             that it likes best. By default what suits the model; 1 if `init` is a picture.
-        canvas: "pixels" (as suits the model), "pyramid" or "fft": see `multiscale`.
+        canvas: "auto" (what suits the model), "pixels", "pyramid" or "fft": see `multiscale`.
         options: precision, memory, compilation and progress bar.
 
     Raises:

@@ -42,5 +42,5 @@ def test_it_comes_nearer_to_the_text(model, canvas):
 
 
 def test_a_canvas_without_a_name_is_refused(model):
-    with pytest.raises(clip.ClipagError, match="`canvas` is 'oil': choose from pixels, pyramid"):
+    with pytest.raises(clip.ClipagError, match="`canvas` is 'oil': choose from auto, pixels"):
         clip.generate("a red apple", model, canvas="oil", options=QUIET)

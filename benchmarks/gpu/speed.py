@@ -200,7 +200,7 @@ def plain_step(tower: nn.Module, width: int, count: int, meter: Meter, name: str
     pixels = nn.Parameter(start.to(meter.device))
     goal = F.normalize(torch.ones(width, device=meter.device), dim=0)
     make_views = views_of(count)
-    optimizer = NormalizedGradient([pixels], 0.01 * pixels.numel() ** 0.5)
+    optimizer = NormalizedGradient([pixels], 0.01)
 
     def step() -> None:
         views, weights = make_views(pixels, SIDE)

@@ -30,7 +30,7 @@ examples:
   clipag generate "a violin" --model CLIPAG_ViTB32.pt          the authors' weights
   clipag generate "a violin" --model ViT-B/32 --with FARE4-ViT-B/16    two models guide
   clipag generate "a hat" --init photo.jpg --mask mask.png     only what is white in the mask
-  clipag generate "a castle" --canvas pyramid                  sharper than pixels
+  clipag generate "a castle" --canvas pixels                   softer than a pyramid
 """
 
 
@@ -66,8 +66,9 @@ def add(commands: Commands) -> None:
     add(
         "--canvas",
         choices=CANVASES,
-        default="pixels",
-        help="what is changed: pixels, a pyramid of resolutions, or a spectrum (default: pixels)",
+        default=CANVASES[0],
+        help="what is changed: pixels, a pyramid of resolutions, or a spectrum (default: what "
+        "suits the model)",
     )
     add(
         "--with",
@@ -110,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         options=run_options(options),
     )
     # What only some pictures have is left out of the others.
-    more = {"canvas": options.canvas} if options.canvas != "pixels" else {}
+    more = {"canvas": options.canvas} if options.canvas != CANVASES[0] else {}
     more |= {"mask": options.mask} if options.mask is not None else {}
     metadata = [
         {

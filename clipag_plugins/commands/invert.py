@@ -151,8 +151,8 @@ def add_inversion_options(
     add(
         "--canvas",
         choices=CANVASES,
-        default="pixels",
-        help="what is changed, as for clipag generate (default: pixels)",
+        default=CANVASES[0],
+        help="what is changed, as for clipag generate (default: what suits the model)",
     )
     if has_model:
         add_model(parser)

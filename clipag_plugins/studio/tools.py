@@ -52,7 +52,7 @@ SAMPLING = (
     Control("Tries", "--tries", "whole", None, (1, 16), key="tries",
             help="starts, of which the best is kept; 0: what suits the model"),
     Control("Canvas", "--canvas", "choice", CANVASES[0], choices=same(*CANVASES),
-            key="canvas", help="what is changed"),
+            key="canvas", help="what is changed; auto is what suits the model"),
     Control("Start", "--init", "choice", "gmm", key="init",
             choices=(("mixture of Gaussians", "gmm"), ("noise", "noise"))),
 )  # fmt: skip

@@ -69,8 +69,9 @@ class SampleWidgets:
     )
     canvas: str = choice(
         CANVASES,
-        "pixels",
-        "What changes: the pixels, a pyramid of resolutions, or the spectrum (fft).",
+        CANVASES[0],
+        "What changes: the pixels, a pyramid of resolutions, or the spectrum (fft). auto is what "
+        "suits the model.",
     )
     start: str = choice(
         ("gmm", "noise"),
