@@ -1,11 +1,11 @@
 """What `generate` draws on: pixels, a pyramid of resolutions and a spectrum, judged side by side.
 
-    python -m benchmarks.canvases                    # both models, 100 seen captions, one try
+    python -m benchmarks.canvases                    # both models, 50 seen captions, one try
     python -m benchmarks.canvases --prompts 20       # printed and not kept
     python -m benchmarks.canvases figure             # the first prompts, docs/figures/canvases.webp
 
 The judge (`benchmarks/judge.py`) took no part in the guidance. Starts, views and seed are the same
-for all canvases; steps are the sampler's defaults.
+for all canvases; steps are the sampler's defaults. The judge chooses among all 100 seen captions.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from .groups import prompts_of
 from .judge import Judge
 
 MODELS = ("clip-lite", "clipag-lite")
+PROMPTS = 50
 
 
 def drawn(model: ClipagModel, canvas: str, seed: int, prompts: list[str]) -> Ascent:
@@ -54,14 +55,14 @@ def main(options: argparse.Namespace) -> None:
             folders.append(folder)
     if options.what == "figure":
         write_figure(FIGURES / "canvases.webp", prompts, folders)
-    elif options.prompts == len(every) and not options.seed:
+    elif options.prompts == PROMPTS and not options.seed:
         keep_table("canvases", {"judge": judge.name, "seed": options.seed}, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="?", choices=["table", "figure"], default="table")
-    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/canvases"))
     main(parser.parse_args())

@@ -51,8 +51,8 @@ FIGURE = FIGURES / "clipstyler.webp"
 # From scikit-image: NASA (public domain), Rachel Michetti (CC0), Stéfan van der Walt (CC0).
 PHOTOS = ("astronaut", "coffee", "chelsea")
 STYLES = ("fireworks", "water wave", "sunflower", "brick")
-MODELS = {"clip-mini": "vanilla", "clipag-mini": "CLIPAG"}
-CANVASES = {"network": True, "pixels": False}
+MODELS = {"clip-lite": "vanilla", "clipag-lite": "CLIPAG"}
+CANVASES = {"pyramid": False, "network": True}
 CROPS = 24
 CELL = 112
 

@@ -192,7 +192,7 @@ def headline(
         f"own caption in the top 10 of {retrieval['captions']:,}, clean / attacked (L2, ε = 3)",
         *(
             f"{percent(retrieval[m]['top 10'], 1)} / {percent(retrieval[m]['top 10, eps 3.0'], 1)}"
-            for m in BOTH
+            for m in DRAWING
         ),
     )
 
@@ -280,12 +280,10 @@ def quality_classifier(figures: Figures) -> Cells:
 
 @table("python -m benchmarks.canvases", "canvases", is_judged=True)
 def canvases(figures: Figures) -> Cells:
-    """What `generate --canvas` draws on."""
-    names = [row["canvas"] for row in figures["rows"] if row["model"] == VANILLA]
-    yield "model", *names
-    for model in BOTH:
-        entries = [select(figures, model=model, canvas=name) for name in names]
-        yield f"`{model}`", *(r_precision(entry) for entry in entries)
+    """What `generate --canvas` draws on, R-Prec / top 5."""
+    yield "model", "canvas", *AS_THEY_ARE_AND_BLURRED
+    for row in figures["rows"]:
+        yield f"`{row['model']}`", row["canvas"], *sharp_and_blurred(row)
 
 
 @table("python -m benchmarks.quality --seeds 5", "quality_seeds", is_judged=True)
@@ -496,7 +494,7 @@ def explain_choice(figures: Figures) -> Cells:
 def retrieval(figures: Figures) -> Cells:
     """How often the right caption is in the top 10, clean and attacked."""
     yield "", "clean", "ε = 1", "ε = 3"
-    for model in BOTH:
+    for model in (*BOTH, *DRAWING):
         keys = ("top 10", "top 10, eps 1.0", "top 10, eps 3.0")
         yield f"`{model}`", *(percent(figures[model][key], 1) for key in keys)
 

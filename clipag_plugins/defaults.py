@@ -50,9 +50,10 @@ CUT_AUGMENTS = ("Ji", "Sh", "Gn", "Pe", "Ro", "Af", "Et", "Ts", "Cr", "Er", "Re"
 CUT_POWER = 1.0
 
 # CLIPStyler (integrations/clipstyler/).
-STYLE_STEPS, STYLE_SIZE = 100, 512  # the size is that of the longer side
+STYLE_STEPS, STYLE_SIZE = 40, 512  # the size is that of the longer side
+STYLE_NETWORK_STEPS = 100
 STYLE_TRAINING_STEPS, STYLE_TRAINING_SIZE = 400, 224  # photos as in CLIPStyler's fast variant
-STYLE_STRENGTH, STYLE_PATCHES, STYLE_THRESHOLD = 1.0, 32, 0.0
+STYLE_STRENGTH, STYLE_PATCHES, STYLE_THRESHOLD = 1.0, 8, 0.0
 STYLE_WHOLE = 500 / 9000  # the paper's weights
 STYLE_CONTENT, STYLE_CONTENT_WEIGHT = "clip", 0.05
 STYLE_TV = 0.0

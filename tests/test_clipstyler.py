@@ -383,8 +383,8 @@ def test_turned_and_transparent(tmp_path, monkeypatch, capsys):
     assert out.size == (20, 40) and out.mode == "RGBA" and not out.getexif()
     wanted = np.asarray(alpha.transpose(Image.Transpose.ROTATE_270).resize((20, 40)), int)
     assert np.abs(np.asarray(out.getchannel("A"), int) - wanted).max() <= 2
-    assert out.text["prompt"] == "a fire" and out.text["model"] == "clipag-mini"
-    assert "clipag-mini's own features" in capsys.readouterr().err
+    assert out.text["prompt"] == "a fire" and out.text["model"] == "clipag-lite"
+    assert "clipag-lite's own features" in capsys.readouterr().err
 
 
 def test_a_folder_of_frames(tmp_path, monkeypatch, capsys):

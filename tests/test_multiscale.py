@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import clipag_plugins as clip
+from clipag_plugins.canvas import PixelCanvas
 from clipag_plugins.multiscale import FourierCanvas, PyramidCanvas
+from clipag_plugins.sampler import settings_for
 
 QUIET = clip.RunOptions("float32", progress=False)
 
@@ -27,6 +29,17 @@ def test_the_gradient_of_one_pixel_changes_a_region(kind):
     assert (change > 1e-4).float().mean() > 0.05
 
 
+def test_a_step_leaves_alone_what_has_no_gradient():
+    canvas = PyramidCanvas(torch.full((1, 3, 64, 64), 0.5))
+    optimizer = canvas.optimizer()
+    # A millionth of one corner's gradient: Adam would move it as far as the corner.
+    image = canvas.render()
+    (image[..., :8, :8].sum() + 1e-6 * image[..., 56:, 56:].sum()).backward()
+    optimizer.step()
+    change = (canvas.render() - 0.5).abs()
+    assert change[..., 56:, 56:].max() < 1e-4 * change[..., :8, :8].min()
+
+
 @pytest.mark.parametrize("canvas", ["pyramid", "fft"])
 def test_it_comes_nearer_to_the_text(model, canvas):
     target = [[clip.text_target(model, "a red apple")]]
@@ -39,6 +52,12 @@ def test_it_comes_nearer_to_the_text(model, canvas):
         "a red apple", model, steps=1, size=(64, 40), tries=1, canvas=canvas, options=QUIET
     )
     assert picture.size == (64, 40)
+
+
+def test_two_towers_draw_on_a_pyramid_unless_pixels_are_asked_for():
+    model, start = clip.load_model("clipag-lite"), torch.full((1, 3, 64, 64), 0.5)
+    assert isinstance(settings_for(model).canvas(start), PyramidCanvas)
+    assert isinstance(settings_for(model, canvas="pixels").canvas(start), PixelCanvas)
 
 
 def test_a_canvas_without_a_name_is_refused(model):

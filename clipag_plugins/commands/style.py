@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..defaults import (
+    DRAWING_MODEL,
     STYLE_CONTENT,
     STYLE_CONTENT_WEIGHT,
+    STYLE_NETWORK_STEPS,
     STYLE_PATCHES,
     STYLE_SIZE,
     STYLE_STEPS,
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   clipag style photo.jpg "a watercolor painting with purple brush"
-  clipag style photo.jpg "fire" --no-network --strength 2 --out fire.png
+  clipag style photo.jpg "fire" --strength 0.25 --out fire.png    keeps more of the photo
+  clipag style photo.jpg "fire" --network                         by CLIPStyler's style network
   clipag style frames/ "a mosaic" --keep-network --out styled/    every picture, in name order
   clipag style photo.jpg "fire" --tv 1 --threshold 0.7            the paper's other two terms
   clipag style --train-on photos/ "fire" --out fire.safetensors   one network for many pictures
@@ -65,27 +68,28 @@ def add(commands: Commands) -> None:
     style = command(
         commands, "style", "repaint a photo in the style of a text (CLIPStyler)", EXAMPLES
     )
-    style.set_defaults(run=lambda options: _run(options, style))
     add = style.add_argument
     add("inputs", nargs="*", metavar="IMAGE … TEXT",
         help="photos, or a folder of them, then the style; only the style with --train-on, only "
         "photos with --apply")  # fmt: skip
-    add("--network", action=argparse.BooleanOptionalAction, default=True,
-        help="train a style network on the photo, or change its pixels (default: --network)",
-    )  # fmt: skip
+    add("--network", action=argparse.BooleanOptionalAction,
+        help="train a style network on the photo, or change the picture itself "
+        "(default: --no-network)")  # fmt: skip
     add("--keep-network", action="store_true",
-        help="go on with the network of the previous photo: for the frames of a video")  # fmt: skip
+        help="train a network, and go on with that of the previous photo: for a video's frames",
+    )  # fmt: skip
     add("--train-on", type=Path, metavar="DIR", help="train one network on the photos in a folder")
     add("--apply", type=Path, metavar="NETWORK.safetensors",
         help="repaint with a network that --train-on made, in one pass")  # fmt: skip
     add_model(style)
+    style.set_defaults(run=lambda options: _run(options, style), model=DRAWING_MODEL)
     add_seed(style)
     add("--size", type=int,
         help="most pixels of the longer side, the shape is kept; the side of the squares to train "
         f"on (default: {STYLE_SIZE}, of squares {STYLE_TRAINING_SIZE})")  # fmt: skip
     add("--steps", type=int,
-        help=f"updates (default: {STYLE_STEPS}; {STYLE_TRAINING_STEPS} to train on a folder)",
-    )  # fmt: skip
+        help=f"updates (default: {STYLE_STEPS}; {STYLE_NETWORK_STEPS} with a network; "
+        f"{STYLE_TRAINING_STEPS} to train on a folder)")  # fmt: skip
     add("--mask", type=Path, metavar="IMAGE",
         help="style only what is white in this mask; the rest stays as it is")  # fmt: skip
     add("--strength", type=float, default=STYLE_STRENGTH,
@@ -130,7 +134,8 @@ def _style(options: argparse.Namespace) -> int:
     *images, text = options.inputs or [""]
     text = _text(options, text, images)
     photos, outputs = _plan(options, images, text)
-    if options.keep_network and not options.network:
+    is_kept = options.keep_network
+    if is_kept and options.network is False:
         raise ClipagError("--no-network leaves no network to keep: leave --keep-network out.")
 
     from ..arguments import check_side, check_steps
@@ -138,13 +143,14 @@ def _style(options: argparse.Namespace) -> int:
     from ..masks import weight_of
 
     losses = _losses(options)
-    steps = STYLE_STEPS if options.steps is None else options.steps
+    has_network = is_kept or bool(options.network)
+    usual = STYLE_NETWORK_STEPS if has_network else STYLE_STEPS
+    steps = usual if options.steps is None else options.steps
     size = STYLE_SIZE if options.size is None else options.size
     check_steps(steps)
     check_side(size)
     model = guiding_model(options, options.model)
-    is_kept = options.keep_network
-    network = clipstyler.new_network(options.seed) if is_kept else options.network
+    network = clipstyler.new_network(options.seed) if is_kept else has_network
     code = 0
     for photo, path in zip(photos, outputs, strict=True):
         try:
@@ -174,7 +180,7 @@ def _style(options: argparse.Namespace) -> int:
             "seed": options.seed,
             "size": size,
             "steps": ascent.steps,
-            "network": "kept" if options.keep_network else "yes" if options.network else "none",
+            "network": "kept" if is_kept else "yes" if has_network else "none",
             **vars(losses),
             **({} if options.mask is None else {"mask": options.mask}),
             **model_metadata(model, options.precision, options.prior),
@@ -196,7 +202,7 @@ def _train(options: argparse.Namespace) -> int:
     require_writable_folder(options.out.parent)
     need_target(options.out, [options.model])
     is_recorded = options.trajectory is not None or options.video is not None
-    if not options.network or options.keep_network or is_recorded:
+    if options.network is False or options.keep_network or is_recorded:
         raise ClipagError(
             "--train-on makes a network and no pictures: leave --no-network, --keep-network, "
             "--trajectory and --video out."

@@ -211,8 +211,8 @@ TOOLS = (
             SEED,
             steps(STYLE_STEPS),
             Control("Longer side", "--size", "whole", 256, (16, LARGEST_SIDE), key="size"),
-            Control("Style network", "--network", "switch", True, key="network",
-                    help="train a network on the photo; otherwise its pixels change"),
+            Control("Style network", "--network", "switch", False, key="network",
+                    help="train CLIPStyler's network on the photo, with about 100 steps"),
             *hidden(
                 Control("Strength", "--strength", "number", STYLE_STRENGTH, (0.01, 100),
                         key="strength"),
@@ -228,6 +228,7 @@ TOOLS = (
             ),
         ),
         mark="content_weight",
+        model=DRAWING_MODEL,
     ),
     Tool(
         "Invert",

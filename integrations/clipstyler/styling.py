@@ -1,7 +1,8 @@
 """CLIPStyler: repaint a photo in the style of a text, with and without a style network.
 
 Kwon & Ye, "CLIPstyler: Image Style Transfer with a Single Text Condition", CVPR 2022. Without the
-network the pixels themselves change, which CLIPAG's gradients allow (Ganz & Elad, WACV 2024).
+network the picture itself changes, as a pyramid of resolutions, which CLIPAG's gradients allow
+(Ganz & Elad, WACV 2024).
 """
 
 import math
@@ -17,10 +18,11 @@ from tqdm import tqdm
 from clipag_plugins.arguments import SMALLEST, RunOptions, check_steps, seeds_of
 from clipag_plugins.ascent import Ascent, Callback, Penalty, ascend
 from clipag_plugins.base import ClipagModel
-from clipag_plugins.canvas import Canvas, PixelCanvas
+from clipag_plugins.canvas import Canvas
 from clipag_plugins.defaults import (
     STYLE_CONTENT,
     STYLE_CONTENT_WEIGHT,
+    STYLE_NETWORK_STEPS,
     STYLE_PATCHES,
     STYLE_STEPS,
     STYLE_STRENGTH,
@@ -35,13 +37,14 @@ from clipag_plugins.guide import Guide
 from clipag_plugins.integrations.clipstyler.content import ContentLoss, features_of
 from clipag_plugins.integrations.clipstyler.network import StyleNetwork, new_network
 from clipag_plugins.masks import MaskedCanvas
+from clipag_plugins.multiscale import PyramidCanvas
 from clipag_plugins.pictures import from_pil, read_picture
 from clipag_plugins.prior.drawing import picture_targets
 from clipag_plugins.targets import Target, image_target, style_target
 from clipag_plugins.views import Views, one_view
 
 RATE = 2e-3  # learning rate of Adam on a network's weights
-STEP_SIZE = 0.02  # length of a step of the pixels, as a root mean square
+STEP_SIZE = 0.03  # of a level of the pyramid: less than for a picture that starts from nothing
 MOST_PATCHES = 4096
 BATCH = 4  # photos that a training batch has
 UPDATES_PER_BATCH = 4
@@ -187,9 +190,9 @@ def style(
     model: ClipagModel,
     *,
     losses: Losses = Losses(),
-    network: StyleNetwork | bool = True,
+    network: StyleNetwork | bool = False,
     mask: Tensor | None = None,
-    steps: int = STYLE_STEPS,
+    steps: int | None = None,
     seed: int = 0,
     callback: Callback | None = None,
     options: RunOptions = RunOptions(),
@@ -201,11 +204,11 @@ def style(
         text: the style, such as "a watercolor painting with purple brush".
         model: the CLIP that guides.
         losses: the weights of the loss terms.
-        network: True trains a new style network; a given one is trained further, in place; False
-            changes the pixels themselves.
+        network: False changes the picture itself; True trains a new style network; a given one is
+            trained further, in place.
         mask: (1, 1, H, W) in [0, 1], as `masks.weight_of` returns it: how much each pixel may
             change. By default all of them.
-        steps: number of updates.
+        steps: number of updates; by default 40, and 100 with a network.
         seed: the same seed gives the same picture on the same machine.
         callback: as for `ascend`.
         options: precision, memory, compilation and progress bar.
@@ -216,6 +219,8 @@ def style(
     Raises:
         ClipagError: an argument is out of its range, or the content network cannot be loaded.
     """
+    if steps is None:
+        steps = STYLE_STEPS if network is False else STYLE_NETWORK_STEPS
     check_steps(steps)
     (seed,) = seeds_of(seed)
     content = image[None].to(model.device, torch.float32)
@@ -224,7 +229,7 @@ def style(
     guide, penalties = losses.build(model, [target], content, seed, options)
     canvas: Canvas
     if network is False:
-        canvas = PixelCanvas(content, STEP_SIZE)
+        canvas = PyramidCanvas(content, STEP_SIZE)
     else:
         canvas = StyleCanvas(content, new_network(seed) if network is True else network)
     if mask is not None:

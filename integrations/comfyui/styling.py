@@ -41,7 +41,7 @@ class StyleWidgets:
     seed: int = seed_widget()
     steps: int = integer(STYLE_STEPS, 1, MOST_STEPS, "Updates.")
     network: bool = switch(
-        True, "Train a style network on the photo. Off: change its pixels themselves."
+        False, "Train CLIPStyler's network on the photo, in about 100 steps. Off: change the photo."
     )
     strength: float = number(STYLE_STRENGTH, 0, 100, "Weight of the style.")
     patches: int = integer(STYLE_PATCHES, 0, 4096, "Random crops an update, 0 for none.")
