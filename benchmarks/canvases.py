@@ -1,7 +1,7 @@
 """What `generate` draws on: pixels, a pyramid of resolutions and a spectrum, judged side by side.
 
-    python -m benchmarks.canvases                    # both models, 50 seen captions, one try
-    python -m benchmarks.canvases --prompts 20       # printed and not kept
+    python -m benchmarks.canvases                    # both models, 25 seen captions, one try
+    python -m benchmarks.canvases --prompts 10       # printed and not kept
     python -m benchmarks.canvases figure             # the first prompts, docs/figures/canvases.webp
 
 The judge (`benchmarks/judge.py`) took no part in the guidance. Starts, views and seed are the same
@@ -27,7 +27,7 @@ from .groups import prompts_of
 from .judge import Judge
 
 MODELS = ("clip-lite", "clipag-lite")
-PROMPTS = 50
+PROMPTS = 25
 
 
 def drawn(model: ClipagModel, canvas: str, seed: int, prompts: list[str]) -> Ascent:

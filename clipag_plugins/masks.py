@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from .arguments import LARGEST, SMALLEST
-from .canvas import Canvas, Optimizer
+from .canvas import Canvas, NormalizedGradient, Optimizer
 from .errors import ClipagError
 from .pictures import from_pil, open_picture
 from .views import MakeViews
@@ -101,8 +101,14 @@ class MaskedCanvas(Canvas):
         return torch.where(self.weight > 0, changed, self.picture)
 
     def optimizer(self) -> Optimizer:
-        """Return the optimiser of the canvas."""
-        return self.canvas.optimizer()
+        """Return the optimiser of the canvas.
+
+        Only what is white has a gradient. A step of a whole picture's length would all go there.
+        """
+        optimizer = self.canvas.optimizer()
+        if isinstance(optimizer, NormalizedGradient):
+            optimizer.step_size *= self.weight.mean().item() ** 0.5
+        return optimizer
 
     def constrain(self) -> None:
         """Constrain the canvas."""

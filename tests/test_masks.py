@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 import clipag_plugins as clip
-from clipag_plugins.masks import Masked, WholeAndPart
+from clipag_plugins.canvas import PixelCanvas
+from clipag_plugins.masks import Masked, MaskedCanvas, WholeAndPart
+from clipag_plugins.multiscale import PyramidCanvas
 
 QUIET = clip.RunOptions("float32", progress=False)
 
@@ -105,3 +107,19 @@ def test_vqgan_and_style_take_it_too(tmp_path, monkeypatch, picture, mask, comma
     before = np.asarray(picture, int)
     assert (drawn[black] == before[black]).all()
     assert (drawn[~black] != before[~black]).any()
+
+
+@pytest.mark.parametrize("kind", [PixelCanvas, PyramidCanvas])
+def test_a_small_mask_changes_no_faster_than_a_whole_picture(kind):
+    start = torch.full((1, 3, 64, 64), 0.5)
+
+    def changed(weight):
+        canvas = MaskedCanvas(kind(start), start, weight)
+        optimizer = canvas.optimizer()
+        canvas.render().sum().backward()
+        optimizer.step()
+        return (canvas.render() - start).abs().max().item()
+
+    small = torch.zeros(1, 1, 64, 64)
+    small[..., 24:40, 24:40] = 1
+    assert changed(small) < 1.5 * changed(torch.ones_like(small))
