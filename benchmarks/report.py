@@ -192,7 +192,7 @@ def headline(
         f"own caption in the top 10 of {retrieval['captions']:,}, clean / attacked (L2, ε = 3)",
         *(
             f"{percent(retrieval[m]['top 10'], 1)} / {percent(retrieval[m]['top 10, eps 3.0'], 1)}"
-            for m in DRAWING
+            for m in BOTH
         ),
     )
 
@@ -319,41 +319,21 @@ def _style_at_content(entry: Figures) -> str:
 
 
 @table(
-    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 10",
+    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 8 --strengths 0.25 1",
     "clipstyler",
     is_judged=True,
 )
 def clipstyler(figures: Figures) -> Cells:
     """CLIPStyler: gain in style at SSIM, over the strength."""
-    canvases = ("network", "pixels")
-    yield "`--strength`", *(f"{canvas}: `{model}`" for canvas in canvases for model in BOTH)
+    canvases = ("pyramid", "network")
+    yield "`--strength`", *(f"{canvas}: `{model}`" for canvas in canvases for model in DRAWING)
     for strength in sorted({row["strength"] for row in figures["rows"]}):
         entries = (
             select(figures, canvas=canvas, model=model, strength=strength)
             for canvas in canvases
-            for model in BOTH
+            for model in DRAWING
         )
         yield f"{strength:g}", *map(_style_at_content, entries)
-
-
-@table(
-    "python -m benchmarks.clipstyler terms --side 128 --steps 40 --patches 10",
-    "clipstyler_terms",
-    is_judged=True,
-)
-def clipstyler_terms(figures: Figures) -> Cells:
-    """CLIPStyler: gain in style at SSIM, without or with each of the paper's terms."""
-    canvases = ("network", "pixels")
-    yield "terms", *(f"{canvas}: `{model}`" for canvas in canvases for model in BOTH)
-    groups: dict[str, list[str]] = {}
-    for row in figures["rows"]:
-        # Each model's content is also measured by the other model's features.
-        label = "content by the other model" if "content by" in row["terms"] else row["terms"]
-        groups.setdefault(label.replace("no whole", "no whole picture"), []).append(
-            _style_at_content(row)
-        )
-    for label, cells in groups.items():
-        yield label, *cells
 
 
 def _columns(figures: Figures, digits: int) -> Cells:
@@ -494,7 +474,7 @@ def explain_choice(figures: Figures) -> Cells:
 def retrieval(figures: Figures) -> Cells:
     """How often the right caption is in the top 10, clean and attacked."""
     yield "", "clean", "ε = 1", "ε = 3"
-    for model in (*BOTH, *DRAWING):
+    for model in BOTH:
         keys = ("top 10", "top 10, eps 1.0", "top 10, eps 3.0")
         yield f"`{model}`", *(percent(figures[model][key], 1) for key in keys)
 
