@@ -319,7 +319,7 @@ def _style_at_content(entry: Figures) -> str:
 
 
 @table(
-    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 8 --strengths 0.25 1",
+    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 8 --strengths 1",
     "clipstyler",
     is_judged=True,
 )
