@@ -68,7 +68,7 @@ def test_the_settings_start_as_those_of_the_command(parsers, tool):
     changed = {name for name in by_default if by_default[name] != studios[name]}
     # What the command would choose is written out, or in another type. style has half the side.
     other = {"generate": {"size"}, "draw": {"width"}, "vqgan": {"init", "size"},
-             "style": {"size", "steps"}}  # fmt: skip
+             "style": {"size", "steps", "network"}}  # fmt: skip
     assert changed <= other.get(tool.command, set())
 
 
