@@ -135,7 +135,7 @@ def figure(options: argparse.Namespace) -> None:
     losses = Losses(patches=options.patches)
     columns = [(text, model) for text in STYLES for model in MODELS]
     rows = {}
-    for name, canvas in tqdm(list(product(PHOTOS[: options.photos], CANVASES)), unit="row"):
+    for name, canvas in tqdm(list(product(PHOTOS[: options.photos], options.canvases)), unit="row"):
         images = [photo(name, options.side)] + [
             styled(name, text, model, canvas, losses, options) for text, model in columns
         ]
@@ -149,7 +149,7 @@ def curve(options: argparse.Namespace) -> None:
     """Measure style against content at several strengths, for each model and canvas."""
     judge, rows = StyleJudge(), []
     pairs = [(name, text) for name in PHOTOS[: options.photos] for text in STYLES]
-    for canvas in CANVASES:
+    for canvas in options.canvases:
         for model in MODELS:
             for strength in options.strengths:
                 losses = Losses(patches=options.patches, strength=strength)
@@ -173,7 +173,7 @@ def terms(options: argparse.Namespace) -> None:
         "no content": replace(defaults, content_weight=0.0),
         "no templates": replace(defaults, templates=False),
     }
-    for canvas in CANVASES:
+    for canvas in options.canvases:
         for model in MODELS:
             other = next(name for name in MODELS if name != model)
             swapped = {f"content by {other}": replace(defaults, content=other)}
@@ -218,6 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--side", type=int, default=160, help="the longer one")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--patches", type=int, default=16)
+    parser.add_argument("--canvases", nargs="+", choices=CANVASES, default=[*CANVASES])
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 1.0, 4.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/clipstyler"))

@@ -319,13 +319,14 @@ def _style_at_content(entry: Figures) -> str:
 
 
 @table(
-    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 8 --strengths 1",
+    "python -m benchmarks.clipstyler curve --side 128 --steps 40 --patches 8 --strengths 1 "
+    "--canvases pyramid",
     "clipstyler",
     is_judged=True,
 )
 def clipstyler(figures: Figures) -> Cells:
     """CLIPStyler: gain in style at SSIM, over the strength."""
-    canvases = ("pyramid", "network")
+    canvases = [*dict.fromkeys(row["canvas"] for row in figures["rows"])]
     yield "`--strength`", *(f"{canvas}: `{model}`" for canvas in canvases for model in DRAWING)
     for strength in sorted({row["strength"] for row in figures["rows"]}):
         entries = (
