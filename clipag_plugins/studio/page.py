@@ -22,7 +22,7 @@ SECONDS = 0.15  # between two looks at a job
 MOST_SESSIONS = 200  # of which the pictures are kept
 SUITED = "suited"  # the choice of the model that a tab's command takes by itself
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-SUITED_LABEL = f"What suits the tab: {DRAWING_MODEL}; in Style, Explain and Attack {MODEL}"
+SUITED_LABEL = f"What suits the tab: {DRAWING_MODEL}; in Explain and Attack {MODEL}"
 TITLE = "clipag studio"
 HEADING = "# clipag studio\nType what to draw, and watch the picture come along CLIPAG's gradient."
 
