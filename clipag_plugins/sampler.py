@@ -147,7 +147,14 @@ def _settings_of(model: ClipagModel) -> SamplerSettings:
     """Return the settings that suit a model."""
     if isinstance(getattr(model.visual, "tower", None), TwoScaleImageTower):
         return TWO_SCALE_SETTINGS
-    return EMBEDDED_SETTINGS if _is_small(model) else NOTEBOOK_SETTINGS
+    return _pixel_settings_of(model)
+
+
+def _pixel_settings_of(model: ClipagModel) -> SamplerSettings:
+    """Return the settings that suit a model on pixels."""
+    # A tower below CLIP's 224 pixels is like the embedded ones, whatever its name.
+    is_small = model.visual.native_size < INPUT_RESOLUTION
+    return EMBEDDED_SETTINGS if is_small else NOTEBOOK_SETTINGS
 
 
 def _canvas_of(model: ClipagModel, name: str) -> Callable[[Tensor], Canvas]:
@@ -155,14 +162,8 @@ def _canvas_of(model: ClipagModel, name: str) -> Callable[[Tensor], Canvas]:
     if name == "auto":
         return _settings_of(model).canvas
     if name == "pixels":
-        return (EMBEDDED_SETTINGS if _is_small(model) else NOTEBOOK_SETTINGS).canvas
+        return _pixel_settings_of(model).canvas
     return MULTISCALE[name]
-
-
-def _is_small(model: ClipagModel) -> bool:
-    """Say whether a tower sees less than CLIP's 224 pixels, as the embedded ones do."""
-    side: int = model.visual.native_size
-    return side < INPUT_RESOLUTION
 
 
 def _has_many_starts(init: Init) -> bool:

@@ -20,7 +20,7 @@ SMALL = ["--size", "48", "--precision", "float32"]
         ["generate", "an apple", "--init", "photo.png", "--steps", "2", "--views", "3", *SMALL],
         ["draw", "an apple", "--steps", "2", "--strokes", "5", *SMALL],
         ["vqgan", "an apple", "--steps", "2", "--views", "2", *SMALL],
-        ["style", "photo.png", "fire", "--steps", "2", "--patches", "2", *SMALL],
+        ["style", "photo.png", "fire", "--network", "--steps", "2", "--patches", "2", *SMALL],
         ["style", "photo.png", "fire", "--no-network", "--steps", "2", "--patches", "2", *SMALL],
         ["explain", "photo.png", "a cat", "--steps", "2", "--size", "48"],
         ["pag", "photo.png", "a cat", "--samples", "2", "--size", "48"],

@@ -89,7 +89,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys, picture, mask):
     "command",
     [
         ["vqgan", "a cat", "--steps", "2", "--init", "photo.png"],
-        ["style", "photo.png", "a fire", "--steps", "2", "--patches", "2"],
+        ["style", "photo.png", "a fire", "--steps", "2", "--patches", "2", "--network"],
         ["style", "photo.png", "a fire", "--steps", "2", "--patches", "2", "--no-network"],
     ],
 )

@@ -61,5 +61,6 @@ def test_two_towers_draw_on_a_pyramid_unless_pixels_are_asked_for():
 
 
 def test_a_canvas_without_a_name_is_refused(model):
-    with pytest.raises(clip.ClipagError, match="`canvas` is 'oil': choose from auto, pixels"):
+    message = "`canvas` is 'oil': choose from auto, pixels, pyramid"
+    with pytest.raises(clip.ClipagError, match=message):
         clip.generate("a red apple", model, canvas="oil", options=QUIET)

@@ -173,8 +173,8 @@ def test_the_commands_train_a_prior_and_draw_with_it(run, tmp_path, table):
         )
         assert result.returncode == 0, result.stderr
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.png")
-    result = run("style", "photo.png", "a fire", "--model", "clipag-mini", "--steps", "1",
-                 "--size", "64", *prior)  # fmt: skip
+    result = run("style", "photo.png", "a fire", "--model", "clipag-mini", "--no-network",
+                 "--steps", "1", "--size", "64", *prior)  # fmt: skip
     assert result.returncode == 0, result.stderr
 
 

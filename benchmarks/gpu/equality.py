@@ -219,7 +219,13 @@ def canvases(meter: Meter) -> Figures:
             options=options,
         ),
         "style network": lambda options: clipstyler.style(
-            photo, "fire", model, losses=clipstyler.Losses(patches=4), steps=steps, options=options
+            photo,
+            "fire",
+            model,
+            losses=clipstyler.Losses(patches=4),
+            network=True,
+            steps=steps,
+            options=options,
         ),
     }
     return {name: _in_precisions(draw, model) for name, draw in draws.items()}
