@@ -300,7 +300,9 @@ def test_total_variation_makes_it_smooth(model, photo):
 
 def test_the_whole_picture_alone(model, photo):
     losses = Losses(patches=0)
-    ascent = clipstyler.style(photo, "a fire", model, losses=losses, steps=2, options=QUIET)
+    ascent = clipstyler.style(
+        photo, "a fire", model, losses=losses, network=True, steps=2, options=QUIET
+    )
     assert ascent.steps == 2
 
 

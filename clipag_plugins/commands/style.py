@@ -144,8 +144,7 @@ def _style(options: argparse.Namespace) -> int:
 
     losses = _losses(options)
     has_network = is_kept or bool(options.network)
-    usual = STYLE_NETWORK_STEPS if has_network else STYLE_STEPS
-    steps = usual if options.steps is None else options.steps
+    steps = clipstyler.usual_steps(has_network) if options.steps is None else options.steps
     size = STYLE_SIZE if options.size is None else options.size
     check_steps(steps)
     check_side(size)

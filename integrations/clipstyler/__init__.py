@@ -8,6 +8,7 @@ from clipag_plugins.integrations.clipstyler.styling import (
     apply,
     style,
     train,
+    usual_steps,
 )
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "style",
     "tower_features",
     "train",
+    "usual_steps",
 ]

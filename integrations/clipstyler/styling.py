@@ -219,8 +219,7 @@ def style(
     Raises:
         ClipagError: an argument is out of its range, or the content network cannot be loaded.
     """
-    if steps is None:
-        steps = STYLE_STEPS if network is False else STYLE_NETWORK_STEPS
+    steps = usual_steps(network) if steps is None else steps
     check_steps(steps)
     (seed,) = seeds_of(seed)
     content = image[None].to(model.device, torch.float32)
@@ -235,6 +234,11 @@ def style(
     if mask is not None:
         canvas = MaskedCanvas(canvas, content, mask.to(content))
     return ascend(canvas, guide, steps, None, callback, options.progress, penalties)
+
+
+def usual_steps(network: StyleNetwork | bool) -> int:
+    """Return how many updates suit one photo: a network needs more than the picture itself."""
+    return STYLE_STEPS if network is False else STYLE_NETWORK_STEPS
 
 
 def check_sides(images: Tensor) -> None:
